@@ -1,0 +1,74 @@
+"""`portrait-diffusion train`: render training sets and train the starter networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from portrait_backend.cli.console import Debug
+from portrait_shared.errors import PortraitDiffusionError
+
+app = typer.Typer(help="Render training sets and train the starter networks.", no_args_is_help=True)
+
+
+@app.command("dataset")
+def dataset(
+    pack: Annotated[Path, typer.Option("--pack", metavar="DIR", help="Folder of the head pack.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the data set.", show_default=False)],
+    first: Annotated[int, typer.Option("--first", min=0, help="Number of the first identity.")] = 0,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many identities.")] = 640,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Identity k depends on (seed, k) only.")] = 0,
+    resolution: Annotated[int, typer.Option("--resolution", min=32, max=2048, help="Width and height of the views in px.")] = 160,
+    evaluation: Annotated[bool, typer.Option("--evaluation", help="The fixed views of a held-out set.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Render a multi-view set of synthetic heads; identities that are there already are skipped."""
+    with _training_parts():
+        from portrait_backend.training.synthetic import render_dataset
+
+        made = render_dataset(pack, out, first, count, seed, resolution, evaluation)
+    typer.echo(f"{out}: {made} identities rendered, {count - made} were there already")
+
+
+@app.command("prior")
+def prior(
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="A rendered training set.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for checkpoint, log and pictures.")] = Path("runs/prior"),
+    validation: Annotated[Path | None, typer.Option("--validation", metavar="DIR", help="A held-out set to measure on.")] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="End of the schedule.")] = 20000,
+    minutes: Annotated[float, typer.Option("--minutes", min=0, help="End after this much training, if that is earlier.")] = math.inf,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Samples per step.")] = 8,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", min=0, help="Peak learning rate.")] = 1.2e-3,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of weights and sampling.")] = 0,
+    threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first identities.")] = None,
+    evaluate_every: Annotated[int, typer.Option("--evaluate-every", min=1, help="Steps between measurements.")] = 500,
+    save_every: Annotated[int, typer.Option("--save-every", min=1, help="Steps between checkpoints.")] = 200,
+    debug: Debug = False,
+) -> None:
+    """Train the starter prior; run it again with the same --out to resume."""
+    if not data.is_dir():
+        raise PortraitDiffusionError("data-not-found", f"{data} is not a folder", "Render one with portrait-diffusion train dataset")
+    with _training_parts():
+        from portrait_backend.training.prior_trainer import TrainPriorOptions, train_prior
+
+        checkpoint = train_prior(
+            TrainPriorOptions(data, out, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every)
+        )
+    typer.echo(f"checkpoint: {checkpoint}")
+
+
+@contextmanager
+def _training_parts() -> Iterator[None]:
+    """Say what to install where an optional part for training is missing."""
+    try:
+        yield
+    except ImportError as error:
+        raise PortraitDiffusionError(
+            "extra-missing", str(error), "Install the training parts: python3 -m pip install -c constraints.txt '.[train]'"
+        ) from error

@@ -1,0 +1,107 @@
+"""Look at this installation: versions, devices, weights, optional parts, memory; and say what to do if something is missing."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from portrait_backend import __version__
+from portrait_backend.models.inventory import starter_weights
+
+REQUIRED = {
+    "torch": "torch", "numpy": "numpy", "scipy": "scipy", "pillow": "PIL", "safetensors": "safetensors", "mediapipe": "mediapipe",
+    "pymatting": "pymatting", "numba": "numba", "PyMCubes": "mcubes", "xatlas": "xatlas", "trimesh": "trimesh",
+    "fast-simplification": "fast_simplification", "typer": "typer", "rich": "rich", "platformdirs": "platformdirs",
+}  # fmt: skip
+OPTIONAL = {
+    "pillow-heif": ("pillow_heif", "photos in HEIC format"),
+    "imageio-ffmpeg": ("imageio_ffmpeg", "turntables as mp4"),
+    "pytorch3d": ("pytorch3d", "faster point splatting"),
+    "accelerate": ("accelerate", "training"),
+    "moderngl": ("moderngl", "rendering training sets"),
+}
+MEMORY_NEEDED_GB = 4.0
+DEBIAN_PACKAGES = {"libGL.so.1": "libgl1", "libgthread-2.0.so.0": "libglib2.0-0"}
+INSTALL = "python3 -m pip install -c constraints.txt ."
+
+
+def examine() -> dict[str, Any]:
+    """Return the report: versions, packages, optional, devices, weights, memory_gb, problems [{what, do}], ready."""
+    packages = {name: _package(name, module) for name, module in REQUIRED.items()}
+    weights = [{"name": w.name, "size": w.size, "sha256": w.sha256, "state": w.state} for w in starter_weights()]
+    memory = total_memory_gb()
+    problems = [_package_problem(name, state["error"]) for name, state in packages.items() if state["error"]]
+    problems += [_problem(f"the weights {w['name']} are {w['state']}", INSTALL) for w in weights if w["state"] != "ok"]
+    if not weights:
+        problems.append(_problem("the starter weights are not in this installation", f"{INSTALL} from a complete checkout"))
+    if memory is not None and memory < MEMORY_NEEDED_GB:
+        problems.append(_problem(f"{memory:.1f} GB of memory, {MEMORY_NEEDED_GB:.0f} GB are needed", "use a machine with more memory"))
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": packages,
+        "optional": {name: {"present": _present(module), "for": purpose} for name, (module, purpose) in OPTIONAL.items()},
+        "devices": _devices(),
+        "weights": weights,
+        "memory_gb": memory,
+        "problems": problems,
+        "ready": not problems,
+    }
+
+
+def total_memory_gb() -> float | None:
+    """Return the memory this process may use in GB (10^9 bytes): the machine's or its container's; None where unknown."""
+    limits = []
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    group = Path("/sys/fs/cgroup/memory.max")
+    if group.is_file() and (text := group.read_text(encoding="ascii").strip()).isdigit():
+        limits.append(int(text))
+    return round(min(limits) / 1e9, 1) if limits else None
+
+
+def _package(name: str, module: str) -> dict[str, str]:
+    """Import a package and return its version and the reason it can't be imported ("" if it can)."""
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError) as error:  # OSError: a shared library of the system is missing
+        return {"version": "", "error": str(error).splitlines()[0]}
+    return {"version": importlib.metadata.version(name), "error": ""}
+
+
+def _package_problem(name: str, error: str) -> dict[str, str]:
+    if "cannot open shared object file" in error:
+        library = error.split(":")[0]
+        package = DEBIAN_PACKAGES.get(library)
+        return _problem(f"{name} needs {library}", f"apt-get install {package}" if package else f"install the system library {library}")
+    return _problem(f"{name} can't be imported ({error})", INSTALL)
+
+
+def _problem(what: str, do: str) -> dict[str, str]:
+    return {"what": what, "do": do}
+
+
+def _present(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _devices() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [{"device": "cpu", "name": platform.processor() or platform.machine(), "cores": _cores()}]
+    if "torch" in sys.modules:
+        import torch
+
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            found.append({"device": f"cuda:{index}", "name": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)})
+    return found
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

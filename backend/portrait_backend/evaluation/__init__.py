@@ -1,0 +1,1 @@
+"""Figures and reports; nothing in the product imports this."""

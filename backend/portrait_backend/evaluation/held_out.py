@@ -1,0 +1,169 @@
+"""Held-out figures of stage 1 on synthetic heads with known cameras: PSNR, SSIM, mask IoU per view angle, chamfer distance.
+
+The input view is treated like a photo: its landmarks get detector noise, the product fits the pose, crops
+and runs the prior. Rendered views are compared with the truth at the truth's cameras, so that pose errors count.
+
+    python -m portrait_backend.evaluation.held_out DATA --identities 32 -o held_out.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scipy.spatial import cKDTree
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+from portrait_backend.context import Context
+from portrait_backend.portrait.types import PORTRAIT_SIZE, Portrait
+from portrait_backend.prior.starter import StarterPrior
+from portrait_backend.radiance.cameras import METRES_PER_UNIT, Camera
+from portrait_backend.radiance.head import Head
+from portrait_backend.training.head_dataset import HeadDataset, decode_depth, load_heads
+from portrait_backend.training.prior_evaluation import VIEWS, image_scores
+from portrait_shared.settings import PriorSettings
+
+SIZE = 160
+"""Side in pixels at which images are compared."""
+SURFACE_VIEWS = range(1, 15)
+"""Views whose depth maps make the surfaces that the chamfer distance compares."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per view group: rows of (PSNR, foreground PSNR, IoU, SSIM); chamfer in millimetres per identity."""
+
+    views: dict[str, list[tuple[float, float, float, float]]]
+    chamfer_mm: list[float]
+
+    def table(self) -> dict[str, object]:
+        """Means, ready for JSON."""
+        means = {name: [round(float(x), 3) for x in np.mean(rows, 0)] for name, rows in self.views.items()}
+        return {"views (psnr, foreground psnr, iou, ssim)": means, "chamfer_mm": round(float(np.mean(self.chamfer_mm)), 2), "identities": len(self.chamfer_mm)}
+
+
+def portrait_of(data: HeadDataset, row: int) -> Portrait:
+    """Return an input view of the data set as the Portrait that the product would make of it."""
+    rgba = data.rgba[data.input_id[row], data.input_view[row]].float().permute(2, 0, 1)[None] / 255
+    premultiplied = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
+    grid = F.affine_grid(data.similarity[row : row + 1], [1, 4, PORTRAIT_SIZE, PORTRAIT_SIZE], align_corners=False)
+    crop = F.grid_sample(premultiplied, grid, align_corners=False)[0].permute(1, 2, 0)
+    matte = crop[..., 3:]
+    straight = torch.cat([(crop[..., :3] / matte.clamp_min(1e-3)).clamp(0, 1), matte], -1)
+    yaw, pitch = (float(x) for x in torch.rad2deg(data.fitted_angles[row]))
+    # landmarks matter to the product for the hair region only: map the true ones into the crop
+    s = data.similarity[row]
+    normalised = data.landmarks[data.input_id[row], data.input_view[row]] / data.size * 2 - 1
+    marks = torch.linalg.solve(s[:, :2], (normalised - s[:, 2]).T).T
+    return Portrait(
+        image=straight[..., :3] * matte + 0.5 * (1 - matte),
+        rgba=straight,
+        valid=(grid[0].abs() <= 1).all(-1).float(),
+        landmarks=(marks + 1) / 2 * PORTRAIT_SIZE,
+        camera=Camera.orbit(yaw, pitch, PORTRAIT_SIZE),
+        coefficients=data.coefficients[row],
+        yaw=yaw,
+        pitch=pitch,
+        roll=0.0,
+        source=f"identity {int(data.input_id[row])}",
+        sha256="",
+    )
+
+
+def camera_at(data: HeadDataset, identity: int, view: int, size: int) -> Camera:
+    """Return a data-set camera at `size` px."""
+    template = Camera.orbit(0, 0, size)
+    return replace(template, world_to_camera=data.cameras[identity, view])
+
+
+def back_project(depth: Tensor, camera: Camera) -> np.ndarray:
+    """Return the surface points (P, 3) of a depth map (H, W), head units."""
+    origin, directions = camera.rays()
+    z = depth.reshape(-1, 1)
+    return (origin + directions * z)[z[:, 0] > 0].numpy()
+
+
+def chamfer_mm(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the mean of the two mean nearest distances between point sets (N, 3), head units to millimetres."""
+    both = [cKDTree(y).query(x)[0].mean() for x, y in ((a, b), (b, a))]
+    return float(np.mean(both) * METRES_PER_UNIT * 1000)
+
+
+def score_head(head: Head, data: HeadDataset, identity: int, scores: Scores) -> Tensor:
+    """Add the scores of one head; returns a strip (SIZE, n * SIZE, 3) of truth and render pairs."""
+    strip = []
+    for name, views in VIEWS.items():
+        for view in views:
+            target = data.rgba[identity, view].float().permute(2, 0, 1)[None] / 255
+            target = F.interpolate(torch.cat([target[:, :3] * target[:, 3:], target[:, 3:]], 1), size=(SIZE, SIZE), mode="area")[0].permute(1, 2, 0)
+            out = head.render(camera_at(data, identity, view, SIZE))
+            truth = target[..., :3] + 0.5 * (1 - target[..., 3:])
+            shown = (out.rgb + 0.5 * (1 - out.alpha[..., None])).clamp(0, 1)
+            ssim = float(structural_similarity(truth.numpy(), shown.numpy(), channel_axis=2, data_range=1.0))
+            scores.views.setdefault(name, []).append((*image_scores(shown, out.alpha, truth, target[..., 3]), ssim))
+            if view in (1, 2, 4, 6):
+                strip += [truth, shown]
+    truth_points, points = [], []
+    for view in SURFACE_VIEWS:
+        step = data.size // SIZE
+        depth = decode_depth(data.depth[identity, view])[step // 2 :: step, step // 2 :: step]
+        camera = camera_at(data, identity, view, depth.shape[0])
+        truth_points.append(back_project(depth, camera))
+        out = head.render(camera)
+        points.append(back_project(torch.where(out.alpha > 0.5, out.depth, 0.0), camera))
+    box = [x[(np.abs(x) < head.half_extent).all(1)] for x in (np.concatenate(truth_points), np.concatenate(points))]
+    scores.chamfer_mm.append(chamfer_mm(*box))
+    return torch.cat(strip, 1)
+
+
+@torch.no_grad()
+def _unfitted(portrait: Portrait) -> Head:
+    return StarterPrior().initialise(portrait, PriorSettings(fit_steps=0), _context(0))
+
+
+def _context(seed: int) -> Context:
+    return Context(torch.device("cpu"), torch.float32, torch.Generator().manual_seed(seed))
+
+
+def evaluate(data: HeadDataset, identities: int, fit_steps: int, sheet: Path | None = None) -> dict[str, object]:
+    """Score the network alone and with the fit on up to `identities` heads; returns {"network": table, "fitted": table}."""
+    network, fitted, strips = Scores({}, []), Scores({}, []), []
+    for row in range(min(identities, len(data.input_id))):
+        portrait, identity = portrait_of(data, row), int(data.input_id[row])
+        with torch.no_grad():
+            score_head(_unfitted(portrait), data, identity, network)
+        head = StarterPrior().initialise(portrait, PriorSettings(fit_steps=fit_steps), _context(row))
+        with torch.no_grad():
+            strips.append(score_head(head, data, identity, fitted))
+        print(f"{row + 1}/{identities} foreground PSNR {[round(float(np.mean(v, 0)[1]), 2) for v in fitted.views.values()]}", flush=True)
+    if sheet is not None:
+        Image.fromarray((torch.cat(strips[:8]).clamp(0, 1).numpy() * 255).astype(np.uint8)).save(sheet)
+    return {"network": network.table(), "fitted": fitted.table(), "fit_steps": fit_steps}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--identities", type=int, default=32)
+    parser.add_argument("--fit-steps", type=int, default=PriorSettings().fit_steps)
+    parser.add_argument("-o", "--output", type=Path, default=None)
+    parser.add_argument("--sheet", type=Path, default=None)
+    a = parser.parse_args()
+    data = load_heads(a.data, a.identities, seed=1, input_views=(0,))
+    result = evaluate(data, a.identities, a.fit_steps, a.sheet)
+    text = json.dumps(result, indent=1)
+    print(text)
+    if a.output is not None:
+        a.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Radiance field -> closed triangle mesh: marching cubes on the density, one piece, no cavities, flat cut at the box."""
+
+from __future__ import annotations
+
+import mcubes
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from portrait_backend.context import Context
+from portrait_backend.geometry.meshes import largest_component, signed_volume, taubin_smooth
+from portrait_backend.mesh.lattice import CLIP, sample_lattice
+from portrait_backend.mesh.types import Field
+from portrait_shared.errors import PortraitDiffusionError
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+ANTI_RIPPLE = 0.7
+"""Standard deviation, in cells, of the smoothing that removes stair steps of a density steeper than a cell."""
+LEAST_VALUE = 0.01 * CLIP
+"""Samples keep this distance from the level, so that no vertex falls on a lattice point and no triangle degenerates."""
+SMALLEST_SHARE = 0.005
+"""A head fills at least this share of its box; less is an empty field."""
+
+
+def extract_mesh(field: Field, resolution: int, context: Context, smoothing: int = 2) -> tuple[FloatArray, IntArray]:
+    """Return the surface of `field` as one watertight mesh.
+
+    resolution: cells along the box side; smoothing: Taubin passes. Returns vertices (V, 3) float64 in head units and
+    faces (F, 3), counter-clockwise from outside. Where the solid leaves the box it is closed by a flat cap.
+    Raises `empty-mesh` if the field holds no solid.
+    """
+    volume = sample_lattice(field, resolution, context).numpy()
+    volume = ndimage.gaussian_filter(volume, ANTI_RIPPLE, mode="nearest", truncate=3.0)
+    volume = keep_one_solid(volume)
+    vertices, faces = mcubes.marching_cubes(np.pad(volume, 1, constant_values=-CLIP), 0.0)
+    cell = 2 * field.half_extent / (volume.shape[0] - 1)
+    vertices = np.clip((vertices - 1) * cell - field.half_extent, -field.half_extent, field.half_extent)
+    vertices, faces = largest_component(vertices, faces.astype(np.int64))
+    if signed_volume(vertices, faces) < 0:
+        faces = faces[:, ::-1].copy()
+    context.report(1, 1)
+    on_box = (np.abs(vertices) >= field.half_extent * (1 - 1e-9)).any(1)
+    return taubin_smooth(vertices, faces, smoothing, pinned=on_box), faces
+
+
+def keep_one_solid(volume: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the compressed density (n, n, n) with floaters emptied and cavities filled.
+
+    A cavity is empty space that cannot be reached from outside the box; space that opens only through the
+    cut of the solid at a box face counts as a cavity too. Raises `empty-mesh` if nothing is left.
+    """
+    inside = volume > 0
+    labels, count = ndimage.label(inside)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    if count == 0 or sizes.max() < SMALLEST_SHARE * volume.size:
+        raise PortraitDiffusionError(
+            "empty-mesh",
+            f"the field holds no head: its largest solid fills {100 * sizes.max() / volume.size:.2f} % of the box",
+            "Run the earlier stages again, with another photo or the default settings",
+        )
+    solid = labels == sizes.argmax()
+    magnitude = np.maximum(np.abs(volume), LEAST_VALUE)
+    return np.where(solid | _cavities(solid), magnitude, -magnitude).astype(np.float32)
+
+
+def _cavities(solid: BoolArray) -> BoolArray:
+    sealed = np.pad(solid, 1)
+    for axis in range(3):
+        for side in (0, -1):
+            outer: list[slice | int] = [slice(1, -1)] * 3
+            outer[axis] = side
+            sealed[tuple(outer)] = ndimage.binary_fill_holes(np.take(solid, side, axis))
+    labels, _ = ndimage.label(~sealed, structure=np.ones((3, 3, 3)))
+    outside = np.unique(np.concatenate([labels[0].ravel(), labels[-1].ravel(), labels[:, 0].ravel(), labels[:, -1].ravel(), labels[:, :, 0].ravel(), labels[:, :, -1].ravel()]))
+    return (~sealed & ~np.isin(labels, outside))[1:-1, 1:-1, 1:-1]

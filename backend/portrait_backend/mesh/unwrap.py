@@ -1,0 +1,154 @@
+"""UV unwrap: cut into charts, flatten each without overlap, pack them with xatlas.
+
+xatlas's own charts take a time that grows with the square of the face count (20 s for 60 k faces on a core) and come in
+dozens; our charts follow the head, are few, and take a tenth of it. xatlas places them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import xatlas
+from numpy.typing import NDArray
+
+from portrait_backend.context import Context
+from portrait_backend.geometry.rasterise import rasterise
+from portrait_backend.mesh.charts import FACE_CHART, components, disk_defects, dual_graph, halve, segment
+from portrait_backend.mesh.parametrise import flatten, signed_areas
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+FACE_SCALE = 1.3
+"""The face gets this much more texel density than the rest, along each axis."""
+PADDING = 4
+"""Texels between charts, at least: charts are packed on a lattice this coarse."""
+MIN_PACK_SIZE = 128
+ARRANGEMENTS = 8
+"""Ways to turn the charts that are tried for the tightest packing."""
+OVERLAP_SIZE = 512
+"""Side of the raster in which overlap inside a chart is looked for."""
+
+
+@dataclass(frozen=True)
+class Unwrapped:
+    """source (V',) index of the original vertex of each split vertex; faces (F, 3) into them, in the original order; uv (V', 2) in [0, 1],
+    v up; chart (F,) number of each face's chart."""
+
+    source: IntArray
+    faces: IntArray
+    uv: NDArray[np.float32]
+    chart: IntArray
+
+
+@dataclass(frozen=True)
+class _Chart:
+    face_ids: IntArray
+    vertex_ids: IntArray
+    faces: IntArray
+    uv: FloatArray
+
+
+def unwrap(vertices: FloatArray, faces: IntArray, texture_size: int, context: Context) -> Unwrapped:
+    """Unwrap a closed mesh, vertices (V, 3) head units, faces (F, 3), for a texture of `texture_size` texels a side."""
+    labels = segment(vertices, faces)
+    charts = []
+    pieces = _pieces(labels, faces)
+    while pieces:
+        ids, label = pieces.pop()
+        context.report(len(faces) - sum(len(p[0]) for p in pieces) - len(ids), len(faces))
+        chart = _flatten_piece(vertices, faces, ids)
+        if chart is None:
+            side = halve(vertices, faces[ids]).astype(np.int64)
+            pieces.extend((ids[part], label) for part, _ in _pieces(side, faces[ids]))
+        else:
+            charts.append(replace(chart, uv=chart.uv * (FACE_SCALE if label == FACE_CHART else 1.0)))
+    charts.sort(key=lambda chart: (-len(chart.face_ids), int(chart.face_ids[0])))
+    return _pack(charts, len(faces), texture_size)
+
+
+def _pieces(labels: IntArray, faces: IntArray) -> list[tuple[IntArray, int]]:
+    """Return (face ids, label) of each connected piece, largest first."""
+    piece = components(labels, dual_graph(faces))
+    order = np.argsort(piece, kind="stable")
+    parts = np.split(order, np.cumsum(np.bincount(piece))[:-1])
+    return [(ids, int(labels[ids[0]])) for ids in sorted(parts, key=lambda ids: (-len(ids), int(ids[0])))]
+
+
+def _flatten_piece(vertices: FloatArray, faces: IntArray, ids: IntArray) -> _Chart | None:
+    """Return the flattened piece, or None if it isn't a disk or doesn't flatten without folds."""
+    if disk_defects(faces[ids]):
+        return None
+    used, local = np.unique(faces[ids], return_inverse=True)
+    local = local.reshape(-1, 3).astype(np.int64)
+    uv = flatten(vertices[used], local)
+    areas = signed_areas(uv, local)
+    if len(ids) > 1 and (not np.isfinite(uv).all() or (areas <= 0).any() or _overlaps(uv, local)):
+        return None
+    return _Chart(ids, used, local, uv)
+
+
+def _overlaps(uv: FloatArray, faces: IntArray) -> bool:
+    """Return whether faces with positive area cover some place twice: the area drawn falls short of the area summed."""
+    low, extent = uv.min(0), (uv.max(0) - uv.min(0)).max()
+    pixels = torch.from_numpy((uv - low) / extent * OVERLAP_SIZE)
+    drawn = int(rasterise(pixels, torch.from_numpy(faces), OVERLAP_SIZE, OVERLAP_SIZE).covered.sum())
+    summed = float(signed_areas(pixels.numpy(), faces).sum())
+    return summed - drawn > 8 + 0.002 * summed
+
+
+def _pack(charts: list[_Chart], face_count: int, texture_size: int) -> Unwrapped:
+    local = np.concatenate([c.faces + offset for c, offset in zip(charts, _offsets(charts), strict=True)])
+    cells = max(MIN_PACK_SIZE, round(texture_size / PADDING))
+    best: tuple[float, IntArray, IntArray, FloatArray] | None = None
+    for turns in _turns(len(charts)):
+        plane = np.concatenate([_turned(c.uv, turn) for c, turn in zip(charts, turns, strict=True)])
+        mapping, indices, uv, side = _place(plane, local, cells)
+        if best is None or side < best[0]:
+            best = (side, mapping, indices, uv)
+    if best is None:
+        raise RuntimeError("no arrangement of the charts was tried")
+    _, mapping, indices, uv = best
+    face_ids = np.concatenate([c.face_ids for c in charts])
+    number = np.repeat(np.arange(len(charts)), [len(c.face_ids) for c in charts])
+    order = np.argsort(face_ids)
+    if len(order) != face_count:
+        raise RuntimeError(f"the charts hold {len(order)} of {face_count} faces")
+    source = np.concatenate([c.vertex_ids for c in charts])[mapping]
+    return Unwrapped(source, indices[order], uv.astype(np.float32), number[order])
+
+
+def _offsets(charts: list[_Chart]) -> IntArray:
+    return np.cumsum([0] + [len(c.vertex_ids) for c in charts[:-1]])
+
+
+def _turns(count: int) -> IntArray:
+    """Return (ARRANGEMENTS, count) quarter turns to try; the largest chart, the first, always stays upright."""
+    turns = np.random.default_rng(0).integers(0, 4, (ARRANGEMENTS, count))
+    turns[0] = 0
+    turns[:, 0] = 0
+    return turns
+
+
+def _turned(uv: FloatArray, quarter_turns: int) -> FloatArray:
+    plane = (uv[:, 0] + 1j * uv[:, 1]) * 1j ** int(quarter_turns)
+    uv = np.stack([plane.real, plane.imag], axis=1)
+    return uv - uv.min(0)
+
+
+def _place(plane: FloatArray, faces: IntArray, cells: int) -> tuple[IntArray, IntArray, FloatArray, float]:
+    """Pack charts (V, 2) on a lattice of about cells x cells: xatlas's vertex map, faces, uv in [0, 1]; side of the square per unit of `plane`."""
+    atlas = xatlas.Atlas()
+    atlas.add_uv_mesh((1000 * plane).astype(np.float32), faces.astype(np.uint32))
+    options = xatlas.PackOptions()
+    options.resolution, options.padding, options.bilinear, options.bruteForce = cells, 1, False, True
+    options.rotate_charts, options.rotate_charts_to_axis = False, False
+    atlas.generate(xatlas.ChartOptions(), options)
+    mapping, indices, uv = atlas[0]
+    if indices.shape != faces.shape:
+        raise RuntimeError(f"xatlas returned {indices.shape} faces for {faces.shape}")
+    side = max(atlas.width, atlas.height)
+    scaled = uv * np.array([atlas.width, atlas.height]) / side
+    return mapping.astype(np.int64), indices.astype(np.int64), scaled.astype(np.float64), side / atlas.texels_per_unit

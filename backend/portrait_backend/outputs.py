@@ -1,0 +1,103 @@
+"""Pictures of a finished head: the seven views, the turntable film, and their 8-bit encoding."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from portrait_backend.context import Context
+from portrait_backend.radiance.cameras import Camera
+from portrait_backend.radiance.head import Head
+from portrait_shared.errors import PortraitDiffusionError
+from portrait_shared.settings import OutputSettings
+
+VIEWS: dict[str, tuple[float, float]] = {
+    "front": (0, 0),
+    "left_front": (45, 0),
+    "left": (90, 0),
+    "back": (180, 0),
+    "right": (-90, 0),
+    "right_front": (-45, 0),
+    "top": (0, 60),
+}
+"""View name -> azimuth and pitch in degrees; left is the subject's left."""
+TURNTABLE_BACKGROUND = 0.86
+TURNTABLE_SECONDS = 3.6
+"""One turn of the film, whatever its number of frames."""
+
+
+def write_views(head: Head, folder: Path, settings: OutputSettings, context: Context) -> None:
+    """Write the seven views as RGBA PNG with straight alpha into `folder`."""
+    folder.mkdir()
+    for index, (name, (azimuth, pitch)) in enumerate(VIEWS.items()):
+        context.report(index, len(VIEWS))
+        camera = Camera.orbit(azimuth, pitch, settings.view_size).to(context.device)
+        with torch.no_grad():
+            view = head.render(camera)
+        Image.fromarray(straight_rgba8(view.rgb, view.alpha)).save(folder / f"{name}.png")
+    context.report(len(VIEWS), len(VIEWS))
+
+
+def write_turntable(head: Head, path: Path, settings: OutputSettings, context: Context) -> None:
+    """Write one full turn of the head on a light background as GIF or MP4, by the suffix of `path`."""
+    frames = list(_turntable_frames(head, settings, context))
+    if path.suffix == ".mp4":
+        _write_mp4(frames, path)
+    else:
+        _write_gif(frames, path)
+
+
+def check_turntable(settings: OutputSettings) -> None:
+    """Raise PortraitDiffusionError ``mp4-unavailable`` if the film can't be written here."""
+    if settings.turntable == "mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise PortraitDiffusionError(
+            "mp4-unavailable", "an mp4 turntable needs the package imageio-ffmpeg", "pip install imageio-ffmpeg, or use --turntable gif"
+        )
+
+
+def straight_rgba8(rgb: Tensor, alpha: Tensor) -> NDArray[np.uint8]:
+    """Return (H, W, 4) uint8 with straight alpha from premultiplied rgb (H, W, 3) and alpha (H, W) in [0, 1]."""
+    straight = (rgb / alpha.clamp_min(1e-6)[..., None]).clamp(0, 1) * (alpha > 0)[..., None]
+    return _uint8(torch.cat([straight, alpha.clamp(0, 1)[..., None]], -1))
+
+
+def _uint8(values: Tensor) -> NDArray[np.uint8]:
+    return (values * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def _turntable_frames(head: Head, settings: OutputSettings, context: Context) -> Iterator[NDArray[np.uint8]]:
+    count = settings.turntable_frames
+    for index in range(count):
+        context.report(index, count)
+        camera = Camera.orbit(360 * index / count, 0, settings.turntable_size).to(context.device)
+        with torch.no_grad():
+            view = head.render(camera)
+        yield _uint8((view.rgb + (1 - view.alpha[..., None]) * TURNTABLE_BACKGROUND).clamp(0, 1))
+    context.report(count, count)
+
+
+def _write_gif(frames: list[NDArray[np.uint8]], path: Path) -> None:
+    # One palette for all frames: a palette per frame makes the colours flicker.
+    strip = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 8)], axis=1))
+    palette = strip.quantize(255, method=Image.Quantize.MEDIANCUT)
+    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames]
+    duration = max(20, round(1000 * TURNTABLE_SECONDS / len(frames) / 10) * 10)
+    images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0)
+
+
+def _write_mp4(frames: list[NDArray[np.uint8]], path: Path) -> None:
+    import imageio_ffmpeg
+
+    height, width = frames[0].shape[:2]
+    writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=len(frames) / TURNTABLE_SECONDS, macro_block_size=2, quality=8)
+    writer.send(None)
+    for frame in frames:
+        writer.send(frame)
+    writer.close()

@@ -1,0 +1,51 @@
+"""Remove background colour that shines through hair or is reflected by it (spill) from foreground colours.
+
+Matting explains an edge pixel as a mixture; backlit hair is tinted deeper inside. There the chroma that a pixel has
+in the hue of the local background, beyond what the local interior has of it, is taken away; its lightness stays.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from portrait_backend.portrait.closed_form import Array
+
+REACH = 30
+"""Spill is looked for up to this many px (of 512) inside the silhouette, and fades out to there."""
+SPREAD = 24.0
+"""Standard deviation in px of the windows that give the local interior and background colour."""
+MIN_SEPARATION = 10.0
+"""Chroma (Lab units) that the background must have beyond the interior, else spill can't be told from variety."""
+
+
+def remove_spill(foreground: Array, alpha: Array, image: Array, background: NDArray[np.bool_], face: NDArray[np.bool_]) -> Array:
+    """Return foreground colours (H, W, 3) in [0, 1] without background tint near the silhouette.
+
+    alpha (H, W); image (H, W, 3) whose `background` pixels (H, W) are known; `face` (H, W) is never touched.
+    """
+    lab = _lab(foreground)
+    depth = cv2.distanceTransform((alpha > 0.5).astype(np.uint8), cv2.DIST_L2, 5)
+    interior, has_interior = _local_mean(lab[..., 1:], (depth > REACH / 2) & ~face)
+    behind, has_background = _local_mean(_lab(image)[..., 1:], background)
+    strength = np.linalg.norm(behind, axis=-1)
+    hue = behind / np.maximum(strength, 1e-3)[..., None]
+    own, usual = (lab[..., 1:] * hue).sum(-1), (interior * hue).sum(-1).clip(0)
+    fade = np.clip(1.5 * (1 - depth / REACH), 0, 1) * np.clip((strength - usual) / MIN_SEPARATION - 1, 0, 1)
+    amount = np.where(~face & has_interior & has_background, fade * (own - usual).clip(0), 0)
+    # a hard border at the face would show
+    amount = cv2.GaussianBlur(amount.astype(np.float32), (0, 0), 1.0)
+    lab[..., 1:] -= amount[..., None] * hue
+    return np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).clip(0, 1), np.float64)
+
+
+def _lab(image: Array) -> NDArray[np.float32]:
+    return np.asarray(cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2LAB))
+
+
+def _local_mean(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Gaussian mean of values (H, W, 2) over mask (H, W), and where there is any of it near."""
+    weight = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), SPREAD)
+    total = cv2.GaussianBlur(values * mask[..., None].astype(np.float32), (0, 0), SPREAD)
+    return total / np.maximum(weight, 1e-6)[..., None], weight > 1e-3

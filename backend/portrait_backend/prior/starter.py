@@ -1,0 +1,67 @@
+"""Provider `starter`: our own embedded prior, a feed-forward network followed by a short fit to the photo."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from portrait_backend.context import Context
+from portrait_backend.models import starter_path
+from portrait_backend.portrait.types import Portrait
+from portrait_backend.prior.fit import fit_to_photo
+from portrait_backend.prior.lift import HALF, copied_planes
+from portrait_backend.prior.network import INPUT_SIZE, PriorNetwork
+from portrait_backend.prior.weights import WEIGHTS, load_prior
+from portrait_backend.radiance.decoder import DensityActivation
+from portrait_backend.radiance.head import Head, TriPlane
+from portrait_backend.radiance.triplane import STARTER_AXES, resize_planes, to_neutral
+from portrait_shared.settings import PriorSettings
+
+GEOMETRY_SIZE, APPEARANCE_SIZE = 128, 256
+"""Plane texels per side: the shape's, and the colour's, which carries the photo's detail."""
+
+
+@lru_cache(maxsize=1)
+def starter_network() -> PriorNetwork:
+    """Return the shipped network (kept in memory)."""
+    return load_prior(starter_path(WEIGHTS))
+
+
+def encoder_input(rgba: Tensor) -> Tensor:
+    """Return the encoder's input (1, 4, 128, 128), rgb over mid grey and matte, of a straight rgba image (H, W, 4)."""
+    premultiplied = torch.cat([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], -1).permute(2, 0, 1)[None]
+    x = F.interpolate(premultiplied, size=(INPUT_SIZE, INPUT_SIZE), mode="area")
+    return torch.cat([x[:, :3] + 0.5 * (1 - x[:, 3:]), x[:, 3:]], 1)
+
+
+def predict_head(network: PriorNetwork, portrait: Portrait) -> Head:
+    """Run the network: the photo's head before any fit. The lifted photo is copied into the colour planes at full resolution."""
+    image = encoder_input(portrait.rgba)
+    pose = portrait.camera.world_to_camera[None]
+    angles = torch.deg2rad(torch.tensor([[portrait.yaw, portrait.pitch]]))
+    coefficients = portrait.coefficients[None].float()
+    with torch.no_grad():
+        learned, copied = network(image, pose, angles, coefficients, autocast=False)
+        rgb, matte = portrait.rgba[..., :3], portrait.rgba[..., 3:]
+        full = torch.cat([rgb * matte + 0.5 * (1 - matte), matte], -1).permute(2, 0, 1)[None]
+        fine = copied_planes(*network.lifted(full, pose, coefficients, APPEARANCE_SIZE), network.config.depth)
+        geometry = torch.cat([resize_planes(learned, GEOMETRY_SIZE), resize_planes(copied, GEOMETRY_SIZE)], -1)
+        appearance = torch.cat([resize_planes(learned, APPEARANCE_SIZE), fine], -1)
+    planes = [TriPlane(to_neutral(p), network.config.depth, STARTER_AXES, HALF) for p in (geometry, appearance)]
+    meta = {"provider": "starter", "yaw": portrait.yaw, "pitch": portrait.pitch, "photo_sha256": portrait.sha256}
+    return Head(planes[0], planes[1], network.decoder, DensityActivation(), None, meta)
+
+
+class StarterPrior:
+    """The default provider; works offline and on a CPU."""
+
+    def initialise(self, portrait: Portrait, settings: PriorSettings, context: Context) -> Head:
+        """Predict the head and fit it to the photo in `settings.fit_steps` steps (0: the network's answer as it is)."""
+        context.report(0, settings.fit_steps + 1)
+        head = predict_head(starter_network(), portrait)
+        if settings.fit_steps == 0:
+            return head
+        return fit_to_photo(head, portrait, settings, context)

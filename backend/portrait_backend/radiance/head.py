@@ -1,0 +1,220 @@
+"""The Head: a tri-plane radiance field with everything needed to render it.
+
+Geometry planes drive density, appearance planes drive colour and features (they may be the same). The decoder, the
+density activation, the plane axes, the grid depth and the box are data of the head, so that any prior fits in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from portrait_backend.radiance import renderer
+from portrait_backend.radiance.cameras import Camera
+from portrait_backend.radiance.decoder import FEATURES, Decoder, DensityActivation
+from portrait_backend.radiance.density_grid import RESOLUTION, SAMPLES, DensityGrid
+from portrait_backend.radiance.renderer import MEMORY_BUDGET_MB, RenderOutput
+from portrait_backend.radiance.super_resolution import SuperResolution, upsample_bicubic
+from portrait_backend.radiance.triplane import STARTER_AXES, Axes, sample_planes, to_channels_last, to_neutral
+
+Upsample = Literal["direct", "super_resolution"]
+
+
+class TriPlane:
+    """Three feature planes of grid depth D over the box [-half_extent, half_extent]^3.
+
+    features (3, C * D, H, W), slice-major (d * C + c), rows upward; axes[k] = world axes (along W, along H, along D) of plane k;
+    reduce: "sum" or "mean" over the planes. Kept channels last in `planes` (1, 3, D, H, W, C) for sampling.
+    A tri-plane is a snapshot: after an optimiser changed the tensor it was made of, make a new one (gradients flow to that tensor).
+    """
+
+    def __init__(
+        self, features: Tensor, depth: int = 1, axes: Axes = STARTER_AXES, half_extent: float = 0.5, reduce: Literal["sum", "mean"] = "sum"
+    ) -> None:
+        if features.ndim != 4 or features.shape[0] != 3 or depth < 1 or features.shape[1] % depth:
+            raise ValueError(f"tri-plane features must be (3, C * {depth}, H, W), got {tuple(features.shape)}")
+        self._set(to_channels_last(features, depth), axes, half_extent, reduce)
+
+    def _set(self, planes: Tensor, axes: Axes, half_extent: float, reduce: str) -> None:
+        if sorted(map(sorted, axes)) != [[0, 1, 2]] * 3:
+            raise ValueError(f"each plane's axes must be a permutation of (0, 1, 2), got {axes}")
+        if reduce not in ("sum", "mean"):
+            raise ValueError(f"unknown reduction {reduce!r}; known: sum, mean")
+        if not half_extent > 0:
+            raise ValueError(f"half_extent must be positive, got {half_extent}")
+        self.planes, self.axes, self.half_extent, self.reduce = planes, axes, float(half_extent), reduce
+
+    def with_planes(self, planes: Tensor) -> TriPlane:
+        """Return a tri-plane of the same conventions made of channels-last planes (1, 3, D, H, W, C), which are not copied."""
+        if planes.ndim != 6 or planes.shape[:2] != (1, 3):
+            raise ValueError(f"channels-last planes must be (1, 3, D, H, W, C), got {tuple(planes.shape)}")
+        result = object.__new__(TriPlane)
+        result._set(planes, self.axes, self.half_extent, self.reduce)
+        return result
+
+    @property
+    def depth(self) -> int:
+        """Slices per plane, D."""
+        return self.planes.shape[2]
+
+    @property
+    def channels(self) -> int:
+        """Channels per slice, C."""
+        return self.planes.shape[5]
+
+    @property
+    def features(self) -> Tensor:
+        """The neutral layout (3, C * D, H, W)."""
+        return to_neutral(self.planes)
+
+    def sample(self, points: Tensor) -> Tensor:
+        """Sample at points (N, 3) in head units: (N, C); outside the box, the nearest border."""
+        sampled = sample_planes(self.planes, (points / self.half_extent)[None], self.axes)[0]
+        return sampled / 3 if self.reduce == "mean" else sampled
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> TriPlane:
+        """Return it on `device`, as `dtype`."""
+        return self.with_planes(self.planes.to(device=device, dtype=dtype))
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head as a radiance field; render it, mesh it (density, colour), fit it (`with_planes`), save it.
+
+    meta: JSON data that travels with the file (provider, seed, ...). Density is per head unit and 0 outside the box.
+    """
+
+    geometry: TriPlane
+    appearance: TriPlane
+    decoder: Decoder
+    activation: DensityActivation = field(default_factory=DensityActivation)
+    super_resolution: SuperResolution | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    _grids: dict[tuple[Any, ...], DensityGrid] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        channels = self.decoder.hidden1.in_features
+        for name, plane in (("geometry", self.geometry), ("appearance", self.appearance)):
+            if plane.channels != channels:
+                raise ValueError(f"the decoder reads {channels} channels, the {name} planes have {plane.channels}")
+
+    @property
+    def half_extent(self) -> float:
+        """Half the side of the box, head units."""
+        return self.geometry.half_extent
+
+    @property
+    def surface_density(self) -> float:
+        """Density at the surface, per head unit."""
+        return self.activation.surface
+
+    def _density(self, raw: Tensor, points: Tensor) -> Tensor:
+        return self.activation(raw) * (points.abs() <= self.half_extent).all(-1)
+
+    def density(self, points: Tensor) -> Tensor:
+        """Density (N,) per head unit at points (N, 3)."""
+        return self._density(self.decoder(self.geometry.sample(points), outputs=1)[0], points)
+
+    def colour(self, points: Tensor) -> Tensor:
+        """Colour (N, 3) in [0, 1] at points (N, 3)."""
+        return self.decoder(self.appearance.sample(points), outputs=4)[1].clamp(0, 1)
+
+    def decode(self, points: Tensor, features: bool = False) -> tuple[Tensor, Tensor]:
+        """Density (N,) and rgb (N, 3), or all features (N, 32), at points (N, 3); rgb is within [-0.01, 1.01]."""
+        outputs = 1 + FEATURES if features else 4
+        if self.appearance is self.geometry:
+            raw, values = self.decoder(self.geometry.sample(points), outputs)
+            return self._density(raw, points), values
+        return self.density(points), self.decoder(self.appearance.sample(points), outputs)[1]
+
+    def with_planes(self, geometry: TriPlane | None = None, appearance: TriPlane | None = None) -> Head:
+        """Return the head with other planes; what is not given stays. Shared planes are replaced together by `geometry` alone."""
+        shared = self.appearance is self.geometry
+        geometry = geometry or self.geometry
+        return replace(self, geometry=geometry, appearance=appearance or (geometry if shared else self.appearance), _grids={})
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Weights of the decoder and the super-resolution, not the planes."""
+        yield from self.decoder.parameters()
+        if self.super_resolution is not None:
+            yield from self.super_resolution.parameters()
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Head:
+        """Return the head on `device`, as `dtype`; the networks are moved in place."""
+        geometry = self.geometry.to(device, dtype)
+        appearance = geometry if self.appearance is self.geometry else self.appearance.to(device, dtype)
+        for network in (self.decoder, self.super_resolution):
+            if network is not None:
+                network.to(device=device, dtype=dtype)
+        return replace(self, geometry=geometry, appearance=appearance, _grids={})
+
+    def density_grid(self, resolution: int = RESOLUTION) -> DensityGrid:
+        """Return the density lattice, built at first use and again when the planes or the decoder have changed."""
+        sources = (self.geometry.planes, *self.decoder.parameters())
+        key = (resolution, *((id(x), 0 if x.is_inference() else x._version) for x in sources))
+        if key not in self._grids:
+            self._grids.clear()
+            planes = self.geometry.planes
+            self._grids[key] = DensityGrid.build(self, resolution, device=planes.device, dtype=planes.dtype)
+        return self._grids[key]
+
+    def render(
+        self, camera: Camera, size: int | None = None, *, upsample: Upsample = "direct", grid: DensityGrid | None = None, samples: int = SAMPLES,
+        features: bool = False, normals: bool = False, background: Tensor | None = None, generator: torch.Generator | None = None,
+        memory_budget_mb: float = MEMORY_BUDGET_MB,
+    ) -> RenderOutput:
+        """Render `size` px wide (default: the camera's size).
+
+        upsample "direct" renders the field at full size; "super_resolution" renders features at a quarter of it and upsamples (rgb by
+        the network; alpha, depth and normals without it; `features` stay at the rendered size). ValueError where there is no such network.
+        """
+        camera = camera if size is None else camera.resized(size)
+        grid = grid or self.density_grid()
+        options: dict[str, Any] = {"grid": grid, "samples": samples, "normals": normals, "generator": generator, "memory_budget_mb": memory_budget_mb}
+        if upsample == "direct":
+            return renderer.render(self, camera, features=features, background=background, **options)
+        if upsample != "super_resolution":
+            raise ValueError(f"unknown upsample {upsample!r}; known: direct, super_resolution")
+        if self.super_resolution is None:
+            raise ValueError("this head has no super-resolution network; use upsample='direct'")
+        scale = self.super_resolution.config.scale
+        if camera.width % scale or camera.height % scale:
+            raise ValueError(f"super-resolution needs a size divisible by {scale}, got {camera.width} x {camera.height}")
+        small = renderer.render(self, camera.resized(camera.width // scale), features=True, **options)
+        return upsampled(small, self.super_resolution, features, background)
+
+    def save(self, path: Path | str) -> None:
+        """Write one safetensors file (planes as fp16); see `head_file`."""
+        from portrait_backend.radiance.head_file import save_head
+
+        save_head(self, Path(path))
+
+    @staticmethod
+    def load(path: Path | str) -> Head:
+        """Read a head; PortraitDiffusionError "head-unreadable" for anything that is not one."""
+        from portrait_backend.radiance.head_file import load_head
+
+        return load_head(Path(path))
+
+
+def upsampled(small: RenderOutput, network: SuperResolution, features: bool = False, background: Tensor | None = None) -> RenderOutput:
+    """Apply the super-resolution network to a render that has features; alpha bicubic, depth and normals from the nearest hit pixel."""
+    if small.features is None:
+        raise ValueError("super-resolution needs a render with features=True")
+    scale = network.config.scale
+    rgb = network(small.features.permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+    alpha = upsample_bicubic(small.alpha[None, None], scale)[0, 0].clamp(0, 1)
+    rgb = rgb.clamp_min(0).minimum(alpha[..., None])
+    depth = F.interpolate(small.depth[None, None], scale_factor=scale, mode="nearest")[0, 0]
+    normals = None
+    if small.normals is not None:
+        normals = F.normalize(upsample_bicubic(small.normals.permute(2, 0, 1)[None], scale)[0].permute(1, 2, 0), dim=-1)
+    if background is not None:
+        rgb = rgb + (1 - alpha[..., None]) * background
+    return RenderOutput(rgb, alpha, depth, small.features if features else None, normals)

@@ -1,0 +1,107 @@
+"""The head file: one safetensors, planes as fp16, everything else that makes the head as JSON in its metadata.
+
+The same head gives the same bytes: safetensors orders tensors itself, and all metadata is one sorted JSON string.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from portrait_backend.radiance.decoder import Decoder, DensityActivation
+from portrait_backend.radiance.head import Head, TriPlane
+from portrait_backend.radiance.super_resolution import SuperResolution, SuperResolutionConfig
+from portrait_shared.errors import PortraitDiffusionError
+
+FORMAT, METADATA_KEY = 1, "portrait_diffusion_head"
+Network = TypeVar("Network", bound=torch.nn.Module)
+HINT = "Use a head.safetensors that this program wrote, or generate the head again"
+
+
+def _plane_record(plane: TriPlane) -> dict[str, Any]:
+    return {"depth": plane.depth, "axes": plane.axes, "half_extent": plane.half_extent, "reduce": plane.reduce}
+
+
+def head_bytes(head: Head) -> bytes:
+    """Serialise a head. ValueError if a plane value is not finite in fp16 or `meta` is not JSON data."""
+    tensors: dict[str, Tensor] = {}
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "activation": asdict(head.activation),
+        "decoder": {"channels": head.decoder.hidden1.in_features, "hidden": head.decoder.hidden1.out_features},
+        "super_resolution": None if head.super_resolution is None else head.super_resolution.config_dict(),
+        "meta": head.meta,
+        "appearance": None,
+    }
+    for name in ("geometry",) if head.appearance is head.geometry else ("geometry", "appearance"):
+        plane: TriPlane = getattr(head, name)
+        tensors[name] = plane.features.detach().to("cpu", torch.float16).contiguous()
+        if not bool(torch.isfinite(tensors[name]).all()):
+            raise ValueError(f"the {name} planes hold values that are not finite in fp16 (largest: {plane.planes.abs().max().item():g})")
+        record[name] = _plane_record(plane)
+    for name, network in (("decoder", head.decoder), ("super_resolution", head.super_resolution)):
+        if network is not None:
+            tensors.update({f"{name}.{key}": value.detach().to("cpu", torch.float32).contiguous() for key, value in network.state_dict().items()})
+    return save(tensors, {METADATA_KEY: json.dumps(record, sort_keys=True, allow_nan=False)})
+
+
+def save_head(head: Head, path: Path) -> None:
+    """Write the file at once: a killed program leaves the old file or none, never half of one."""
+    content = head_bytes(head)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with part.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_head(path: Path) -> Head:
+    """Read a head file: planes and networks in fp32 on the CPU."""
+    try:
+        return _read(path)
+    except FileNotFoundError as error:
+        raise PortraitDiffusionError("head-unreadable", f"There is no head file at {path}", HINT) from error
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PortraitDiffusionError("head-unreadable", f"{path} is not a readable head file ({reason})", HINT) from error
+
+
+def _read(path: Path) -> Head:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if METADATA_KEY not in metadata:
+            raise ValueError("it has no head description")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    record = json.loads(metadata[METADATA_KEY])
+    if record["format"] != FORMAT:
+        raise ValueError(f"its format is {record['format']}, this version reads {FORMAT}")
+    geometry = _plane(tensors["geometry"], record["geometry"])
+    appearance = geometry if record["appearance"] is None else _plane(tensors["appearance"], record["appearance"])
+    decoder = _load_weights(Decoder(**record["decoder"]), tensors, "decoder.")
+    network = None
+    if record["super_resolution"] is not None:
+        network = _load_weights(SuperResolution(SuperResolutionConfig(**record["super_resolution"])), tensors, "super_resolution.")
+    return Head(geometry, appearance, decoder, DensityActivation(**record["activation"]), network, record["meta"])
+
+
+def _plane(features: Tensor, record: dict[str, Any]) -> TriPlane:
+    a, b, c = (tuple(int(i) for i in row) for row in record["axes"])
+    return TriPlane(features.float(), record["depth"], (a, b, c), record["half_extent"], record["reduce"])  # type: ignore[arg-type]
+
+
+def _load_weights(network: Network, tensors: dict[str, Tensor], prefix: str) -> Network:
+    network.load_state_dict({name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)})
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,88 @@
+"""Tri-planes (tri-grids): three feature planes of grid depth D, sampled at points and summed.
+
+Layout for computing: (B, 3, D, H, W, C), channels last. Neutral layout of a saved Head: (3, C*D, H, W).
+Plane k is indexed by the world axes `axes[k] = (u, v, w)`: u runs along W, v along H (upward), w along D.
+Sampling is trilinear with clamping at the border; texel and slice centres sit at (i + 0.5) / n.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Axes = tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]
+STARTER_AXES: Axes = ((0, 1, 2), (2, 1, 0), (0, 2, 1))
+"""(x, y | z), (z, y | x), (x, z | y)."""
+
+
+class _KernelSample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, planes: Tensor, points: Tensor, axes: Axes) -> Tensor:
+        from portrait_backend.radiance import plane_kernels
+
+        index = torch.tensor(axes).numpy()
+        out = torch.empty(*points.shape[:2], planes.shape[-1])
+        plane_kernels.gather(planes.detach().numpy(), points.detach().numpy(), index, out.numpy())
+        ctx.save_for_backward(points)
+        ctx.shape, ctx.index = planes.shape, index
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        from portrait_backend.radiance import plane_kernels
+
+        (points,) = ctx.saved_tensors
+        out = torch.zeros(ctx.shape)
+        parts = 2 if ctx.shape[-1] % 2 == 0 and ctx.shape[0] == 1 else 1
+        plane_kernels.scatter(grads[0].float().contiguous().numpy(), points.detach().numpy(), ctx.index, parts, out.numpy())
+        return out, None, None
+
+
+def _sample_torch(planes: Tensor, points: Tensor, axes: Axes) -> Tensor:
+    batch, _, depth, height, width, channels = planes.shape
+    total = planes.new_zeros(batch, points.shape[1], channels)
+    for k, (u, v, w) in enumerate(axes):
+        uv = points[..., [u, v]][:, :, None]
+        z = ((points[..., w] * 0.5 + 0.5) * depth - 0.5).clamp(0, depth - 1)
+        for s in range(depth):
+            texels = planes[:, k, s].permute(0, 3, 1, 2)
+            sampled = F.grid_sample(texels, uv, mode="bilinear", padding_mode="border", align_corners=False)[..., 0].transpose(1, 2)
+            total = total + (1 - (z - s).abs()).clamp_min(0)[..., None] * sampled
+    return total
+
+
+def sample_planes(planes: Tensor, points: Tensor, axes: Axes = STARTER_AXES) -> Tensor:
+    """Sample planes (B, 3, D, H, W, C) at points (B, P, 3) in [-1, 1] and sum over the planes: (B, P, C).
+
+    Differentiable in the planes always, in the points if they require a gradient. On the CPU in
+    float32 a compiled kernel is used unless the points require a gradient.
+    """
+    if planes.device.type == "cpu" and planes.dtype == torch.float32 and not points.requires_grad and min(planes.shape[3:5]) > 1:
+        result: Tensor = _KernelSample.apply(planes.contiguous(), points.float().contiguous(), axes)
+        return result
+    return _sample_torch(planes, points.to(planes.dtype), axes)
+
+
+def to_channels_last(planes: Tensor, depth: int) -> Tensor:
+    """Convert neutral planes (3, C*D, H, W) (slice-major: d * C + c) to (1, 3, D, H, W, C)."""
+    _, channels, height, width = planes.shape
+    return planes.view(3, depth, channels // depth, height, width).permute(0, 1, 3, 4, 2)[None].contiguous()
+
+
+def to_neutral(planes: Tensor) -> Tensor:
+    """Convert planes (1, 3, D, H, W, C) to the neutral layout (3, C*D, H, W)."""
+    _, _, depth, height, width, channels = planes.shape
+    return planes[0].permute(0, 1, 4, 2, 3).reshape(3, depth * channels, height, width).contiguous()
+
+
+def resize_planes(planes: Tensor, size: int) -> Tensor:
+    """Resample planes (B, 3, D, H, W, C) to size x size texels (bicubic)."""
+    batch, _, depth, height, width, channels = planes.shape
+    if height == width == size:
+        return planes
+    flat = planes.reshape(batch * 3 * depth, height, width, channels).permute(0, 3, 1, 2)
+    flat = F.interpolate(flat, size=(size, size), mode="bicubic", align_corners=False)
+    return flat.permute(0, 2, 3, 1).reshape(batch, 3, depth, size, size, channels).contiguous()

@@ -1,0 +1,147 @@
+"""Multi-view head data sets in memory, with the pose fits that the product would make on each input view."""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from portrait_backend.portrait.head_pose import fit_parameters, load_landmark_model, orbit_rotation
+from portrait_backend.radiance.cameras import ORBIT_RADIUS
+from portrait_backend.training.landmark_model import FACE_MESH
+
+INPUT_AZIMUTH, INPUT_PITCH = 42.0, 20.0
+"""Views within these angles (degrees) can be inputs."""
+LANDMARK_NOISE = 0.004
+"""Detector noise added to the landmarks, share of the image side."""
+DEPTH_ORIGIN, DEPTH_STEPS, EMPTY = 2.0, 20000.0, -32768
+"""Stored depth: steps per head unit around an origin; the value of empty pixels."""
+
+
+@dataclass
+class HeadDataset:
+    """N identities x V views of S px: rgba (N, V, S, S, 4) u8 straight; depth (N, V, S, S) i16 (see `decode_depth`).
+
+    cameras (N, V, 3, 4) head units; angles (N, V, 2) degrees; landmarks (N, V, 468, 2) px; points (N, 468, 3) head units. Inputs (M,): identity
+    `input_id`, view `input_view`, fitted similarity (M, 2, 3) on [-1, 1], yaw/pitch (M, 2) radians, coefficients (M, K).
+    """
+
+    rgba: Tensor
+    depth: Tensor
+    cameras: Tensor
+    angles: Tensor
+    landmarks: Tensor
+    points: Tensor
+    input_id: Tensor
+    input_view: Tensor
+    similarity: Tensor
+    fitted_angles: Tensor
+    coefficients: Tensor
+
+    @property
+    def size(self) -> int:
+        """Image side in pixels."""
+        return int(self.rgba.shape[2])
+
+    def __len__(self) -> int:
+        return len(self.rgba)
+
+
+def _encode_depth(z: np.ndarray) -> np.ndarray:
+    return np.where(z > 0, np.clip(np.rint((z - DEPTH_ORIGIN) * DEPTH_STEPS), EMPTY + 1, 32767), EMPTY).astype(np.int16)
+
+
+def decode_depth(stored: Tensor) -> Tensor:
+    """Return z-depth in head units (0 where empty) of stored depth."""
+    return torch.where(stored > EMPTY, stored.float() / DEPTH_STEPS + DEPTH_ORIGIN, 0.0)
+
+
+def _load_identity(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    meta = json.loads((folder / "cameras.json").read_text())
+    unit, views = meta["metres_per_unit"], meta["views"]
+    rgba = np.stack([np.asarray(Image.open(folder / f"rgb_{v['view']:03d}.png")) for v in views])
+    z = np.stack([np.asarray(Image.open(folder / f"depth_{v['view']:03d}.png")) for v in views])
+    cameras = np.array([v["world_to_camera"] for v in views], np.float32)
+    cameras[:, :, 3] /= unit
+    marks = np.load(folder / "landmarks.npz")
+    angles = np.array([[v["azimuth"], v["pitch"]] for v in views], np.float32)
+    return (
+        rgba,
+        _encode_depth(z * np.float32(meta["depth_scale_m"] / unit)),
+        cameras,
+        angles,
+        marks["landmarks"][:, FACE_MESH, :2].astype(np.float32),
+        (marks["points"][FACE_MESH] / unit).astype(np.float32),
+    )
+
+
+def camera_of(angles: Tensor) -> Tensor:
+    """World-to-camera (B, 3, 4) of the reference orbit camera at yaw, pitch (B, 2) in radians."""
+    rotation = orbit_rotation(angles[:, 0], angles[:, 1])[0]
+    t = torch.zeros(len(angles), 3, 1, dtype=angles.dtype)
+    t[:, 2] = ORBIT_RADIUS
+    return torch.cat([rotation, t], 2)
+
+
+def fit_inputs(landmarks: np.ndarray, size: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit noisy landmarks (M, 468, 2) px as the product does: similarity (M, 2, 3) on [-1, 1], angles (M, 2) rad, coefficients (M, K)."""
+    rng, model = np.random.default_rng(seed), load_landmark_model()
+    smooth = rng.normal(0, LANDMARK_NOISE * size, (len(landmarks), 1, 2))
+    noisy = torch.from_numpy(landmarks + rng.normal(0, LANDMARK_NOISE * size * 0.7, landmarks.shape) + smooth)
+    similarity, angles, coefficients = [], [], []
+    for chunk in noisy.split(64):
+        p, centre, scale = fit_parameters(chunk, model, iterations=7)
+        a, b = p[:, 2] * scale, p[:, 3] * scale
+        t = p[:, 4:6] * scale[:, None] + centre
+        s = torch.stack([torch.stack([a, -b, t[:, 0]], 1), torch.stack([b, a, t[:, 1]], 1)], 1) * (2 / size)
+        s[:, :, 2] -= 1
+        similarity.append(s.float())
+        angles.append(p[:, :2].float())
+        coefficients.append(p[:, 6:].float())
+    return torch.cat(similarity), torch.cat(angles), torch.cat(coefficients)
+
+
+def load_heads(data: Path, limit: int | None = None, seed: int = 0, input_views: tuple[int, ...] | None = None, cache: Path | None = None) -> HeadDataset:
+    """Read all finished identities of `data`; `input_views` fixes which views are inputs (default: those near the front).
+
+    `cache`: a file that keeps the result for the next start (it is trusted to belong to the same arguments).
+    """
+    if cache is not None and cache.exists():
+        return HeadDataset(**torch.load(cache, weights_only=True, mmap=True))
+    folders = [f for f in sorted(data.glob("id*")) if (f / "cameras.json").exists()][:limit]
+    if not folders:
+        raise FileNotFoundError(f"no finished identities (id*/cameras.json) in {data}")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        loaded = list(pool.map(_load_identity, folders))
+    rgba, depth, cameras, angles, marks, points = (list(x) for x in zip(*loaded, strict=True))
+    turn = np.stack(angles)
+    near = (np.abs(turn[..., 0]) <= INPUT_AZIMUTH) & (np.abs(turn[..., 1]) <= INPUT_PITCH)
+    if input_views is not None:
+        near = np.zeros_like(near)
+        near[:, list(input_views)] = True
+    ids, views = np.nonzero(near)
+    size = rgba[0].shape[1]
+    similarity, fitted, coefficients = fit_inputs(np.stack(marks)[ids, views], size, seed)
+    heads = HeadDataset(
+        torch.from_numpy(np.stack(rgba)),
+        torch.from_numpy(np.stack(depth)),
+        torch.from_numpy(np.stack(cameras)),
+        torch.from_numpy(turn),
+        torch.from_numpy(np.stack(marks)),
+        torch.from_numpy(np.stack(points)),
+        torch.from_numpy(ids),
+        torch.from_numpy(views),
+        similarity,
+        fitted,
+        coefficients,
+    )
+    if cache is not None:
+        torch.save({f.name: getattr(heads, f.name) for f in fields(heads)}, cache)
+    return heads

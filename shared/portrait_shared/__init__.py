@@ -1,0 +1,1 @@
+"""What every host speaks: settings, errors, protocol. Standard library only."""

@@ -1,0 +1,264 @@
+"""Every setting of the project, declared once: default, range, step, unit, label and help.
+
+The command line, the Blender panel and the server generate their options from this declaration: a new
+setting is one line here. `walk` lists the settings, `from_dict` / `to_dict` are the JSON form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from portrait_shared.errors import PortraitDiffusionError
+
+Preset = Literal["draft", "standard", "full"]
+Device = Literal["auto", "cpu", "cuda"]
+Stage = Literal["prior", "restoration", "refinement"]
+
+T = TypeVar("T")
+
+
+def setting(
+    default: T,
+    label: str,
+    help: str,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+    step: float | None = None,
+    unit: str = "",
+    flag: str = "",
+) -> T:
+    """Declare one setting: a dataclass field with its range (inclusive), step, unit, label, help and an optional short CLI `flag`."""
+    metadata = {"label": label, "help": help, "min": min, "max": max, "step": step, "unit": unit, "flag": flag}
+    return cast(T, field(default=default, metadata=metadata))
+
+
+def from_preset(group: type[T]) -> T:
+    """Declare a nested group whose values come from the preset unless the group is given."""
+    return cast(T, field(default=None, metadata={"group": group}))
+
+
+@dataclass(frozen=True)
+class PriorSettings:
+    """Stage 1: the first full head."""
+
+    provider: Literal["starter"] = setting("starter", "Prior", "Which network makes the first head.", flag="prior")
+    fit_steps: int = setting(
+        40, "Fit steps", "Optimisation steps that fit the head to the photo; 0 keeps the network's answer.", min=0, max=1000, step=10
+    )
+    fit_shape: bool = setting(True, "Fit shape", "Let the fit change the shape as well as the colours.")
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """Surface extraction and texture."""
+
+    resolution: int = setting(
+        224, "Mesh resolution", "Marching-cubes cells along each side of the head's box.", min=48, max=512, step=16, unit="cells"
+    )
+    faces: int = setting(
+        60000, "Faces", "Triangle budget of the mesh; 0 keeps every triangle.", min=0, max=1000000, step=1000, flag="faces"
+    )
+    smoothing: int = setting(2, "Smoothing", "Volume-preserving smoothing passes over the surface.", min=0, max=100, step=1)
+    texture_size: int = setting(
+        1024, "Texture size", "Width and height of the texture.", min=256, max=8192, step=256, unit="px", flag="texture-size"
+    )
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """What is written into the output folder."""
+
+    format: Literal["glb", "obj", "ply"] = setting("glb", "Mesh format", "File format of the mesh.", flag="format")
+    view_size: int = setting(
+        512, "View size", "Width and height of the seven view images.", min=64, max=2048, step=64, unit="px", flag="view-size"
+    )
+    turntable: Literal["gif", "mp4", "none"] = setting(
+        "gif", "Turntable", "Format of the turntable film (mp4 needs imageio-ffmpeg).", flag="turntable"
+    )
+    turntable_frames: int = setting(36, "Turntable frames", "Frames of one full turn.", min=4, max=360, step=4)
+    turntable_size: int = setting(256, "Turntable size", "Width and height of the turntable.", min=64, max=1024, step=32, unit="px")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a result, besides the photo. Groups that are not given hold the preset's values."""
+
+    preset: Preset = setting("standard", "Preset", "Start from these values; every other option overrides them.")
+    seed: int = setting(0, "Seed", "The same seed gives the same head on the same machine.", min=0, max=2**31 - 1, step=1)
+    device: Device = setting("auto", "Device", "Where to compute; auto takes the GPU if there is one.")
+    stages: tuple[Stage, ...] = setting(("prior",), "Stages", "Which stages to run, in order.")
+    prior: PriorSettings = from_preset(PriorSettings)
+    mesh: MeshSettings = from_preset(MeshSettings)
+    output: OutputSettings = from_preset(OutputSettings)
+
+    def __post_init__(self) -> None:
+        overrides = PRESETS.get(self.preset, {})
+        for item in fields(self):
+            if "group" in item.metadata and getattr(self, item.name) is None:
+                object.__setattr__(self, item.name, item.metadata["group"](**overrides.get(item.name, {})))
+
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "draft": {
+        "prior": {"fit_steps": 20},
+        "mesh": {"resolution": 160, "faces": 30000},
+        "output": {"turntable_frames": 24, "turntable_size": 192},
+    },
+    "standard": {},
+    "full": {
+        "prior": {"fit_steps": 120},
+        "mesh": {"resolution": 320, "faces": 150000, "texture_size": 2048},
+        "output": {"turntable_frames": 72, "turntable_size": 384},
+    },
+}
+"""What each preset changes from the declared defaults: {preset: {group: {setting: value}}}."""
+
+
+@dataclass(frozen=True)
+class SettingInfo:
+    """One setting as a user interface needs it.
+
+    path: dotted, e.g. ``mesh.resolution``; type: bool, int, float or str (of one value); choices: () or the allowed
+    values; many: True for a tuple of such values; minimum, maximum (inclusive) and step: None where there is none.
+    """
+
+    path: str
+    type: type
+    default: Any
+    choices: tuple[str, ...]
+    many: bool
+    minimum: float | None
+    maximum: float | None
+    step: float | None
+    unit: str
+    label: str
+    help: str
+    flag: str
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Command-line names, the short one first: ("--faces", "--mesh-faces")."""
+        long = "--" + self.path.replace(".", "-").replace("_", "-")
+        return (f"--{self.flag}", long) if self.flag and f"--{self.flag}" != long else (long,)
+
+
+def walk(settings_type: type = Settings) -> Iterator[SettingInfo]:
+    """Yield every setting of a settings dataclass in declaration order, nested groups flattened to dotted paths."""
+    hints = get_type_hints(settings_type)
+    for item in fields(settings_type):
+        if "group" in item.metadata:
+            for info in walk(item.metadata["group"]):
+                yield replace(info, path=f"{item.name}.{info.path}")
+        else:
+            yield _info(item, hints[item.name])
+
+
+def _info(item: Field[Any], hint: Any) -> SettingInfo:
+    many = get_origin(hint) is tuple
+    single = get_args(hint)[0] if many else hint
+    if get_origin(single) in (Union, UnionType) or item.default is MISSING:
+        raise TypeError(f"setting {item.name!r} needs a default and one plain type, got {hint!r}")
+    choices = get_args(single) if get_origin(single) is Literal else ()
+    m = item.metadata
+    return SettingInfo(
+        path=item.name,
+        type=str if choices else single,
+        default=item.default,
+        choices=choices,
+        many=many,
+        minimum=m["min"],
+        maximum=m["max"],
+        **{name: m[name] for name in ("step", "unit", "label", "help", "flag")},
+    )
+
+
+def get(settings: Settings, path: str) -> Any:
+    """Return the value at a dotted path."""
+    value: Any = settings
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """Return the JSON form: nested dicts, tuples as lists."""
+    values = {item.name: getattr(settings, item.name) for item in fields(settings)}
+    return {k: to_dict(v) if is_dataclass(v) else list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def from_dict(data: Mapping[str, Any]) -> Settings:
+    """Build settings from their JSON form; missing fields take the preset's value, unknown ones are ignored (see `unknown_fields`).
+
+    Raises PortraitDiffusionError ``setting-invalid`` for a value of the wrong type, outside its range or choices.
+    """
+    base = Settings(preset=_checked(_INFOS["preset"], data.get("preset", "standard")))
+    flat = dict(_flatten(data))
+    for path in _GROUPS & flat.keys():
+        raise invalid(path, flat[path], "must be an object with settings in it")
+    nested: dict[str, dict[str, Any]] = {}
+    for path, info in _INFOS.items():
+        if path in flat:
+            group, _, name = path.rpartition(".")
+            nested.setdefault(group, {})[name] = _checked(info, flat[path])
+    top = nested.pop("", {})
+    return replace(base, **top, **{group: replace(getattr(base, group), **values) for group, values in nested.items()})
+
+
+def unknown_fields(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the dotted paths in `data` that no setting has (a newer client's, or a typing error)."""
+    return tuple(path for path, _ in _flatten(data) if path not in _INFOS and path not in _GROUPS)
+
+
+def validate(settings: Settings) -> Settings:
+    """Return the settings, normalised; raises PortraitDiffusionError ``setting-invalid`` as `from_dict` does."""
+    return from_dict(to_dict(settings))
+
+
+def invalid(path: str, value: object, rule: str) -> PortraitDiffusionError:
+    """Return the error for a setting that breaks `rule` ("must be ...")."""
+    info = _INFOS.get(path)
+    hint = f"{info.label}: {info.help}" if info else "See portrait-diffusion generate --help for the settings."
+    return PortraitDiffusionError("setting-invalid", f"{path} = {value!r} {rule}", hint)
+
+
+def _flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flatten(value, path + ".")
+        else:
+            yield path, value
+
+
+def _checked(info: SettingInfo, value: Any) -> Any:
+    if not info.many:
+        return _checked_one(info, value)
+    if isinstance(value, str) or not isinstance(value, (list, tuple)) or not value:
+        raise invalid(info.path, value, "must be a list with at least one value")
+    if len(set(map(str, value))) != len(value):
+        raise invalid(info.path, value, "must not name anything twice")
+    return tuple(_checked_one(info, v) for v in value)
+
+
+def _checked_one(info: SettingInfo, value: Any) -> Any:
+    if info.choices:
+        if value not in info.choices:
+            raise invalid(info.path, value, f"must be one of {', '.join(info.choices)}")
+        return value
+    if info.type is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not info.type or (info.type is float and not math.isfinite(value)):
+        raise invalid(info.path, value, f"must be {_TYPE_NAMES[info.type]}")
+    if (info.minimum is not None and value < info.minimum) or (info.maximum is not None and value > info.maximum):
+        raise invalid(info.path, value, f"must be between {info.minimum} and {info.maximum}{' ' + info.unit if info.unit else ''}")
+    return value
+
+
+_TYPE_NAMES: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
+_INFOS = {info.path: info for info in walk()}
+_GROUPS = {path.rpartition(".")[0] for path in _INFOS} - {""}

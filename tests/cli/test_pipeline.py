@@ -1,0 +1,126 @@
+"""The pipeline with an analytic head: what it writes, that it repeats, and that cancelling leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import portrait_backend
+from portrait_backend.context import Cancelled, Progress
+from portrait_shared.errors import PortraitDiffusionError
+from portrait_shared.settings import OutputSettings, Settings, to_dict
+from tests.cli import fake_parts
+
+QUICK = Settings(output=OutputSettings(view_size=64, turntable_frames=4, turntable_size=64))
+
+
+@pytest.fixture
+def photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    fake_parts.install(monkeypatch)
+    path = tmp_path / "someone.png"
+    path.write_bytes(b"photo")
+    return path
+
+
+def test_writes_everything_that_is_promised(photo: Path, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    result = portrait_backend.generate(photo, QUICK, on_progress=seen.append, output=tmp_path / "out")
+    names = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    views = {f"views/{n}.png" for n in ("front", "left_front", "left", "back", "right", "right_front", "top")}
+    assert names == {"head.glb", "head.safetensors", "turntable.gif", "job.json"} | views
+    record = json.loads((tmp_path / "out/job.json").read_text())
+    assert record == result.record and record["files"] == sorted(names - {"job.json"})
+    assert record["photo"] == {"name": "someone.png", "sha256": "ab" * 32}
+    assert record["settings"] == to_dict(QUICK) and record["seed"] == 0
+    assert [s["stage"] for s in record["stages"]] == ["portrait", "prior", "mesh", "views", "turntable"]
+    assert all(s["seconds"] >= 0 and s["peak_memory_mb"] > 50 for s in record["stages"])
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"] == torch.__version__
+    assert result.warnings == ["two faces: the largest was taken"]
+    assert list(dict.fromkeys(p.stage for p in seen)) == ["portrait", "prior", "mesh", "views", "turntable"]
+    assert all(p.step <= p.steps for p in seen)
+
+
+def test_left_is_the_subjects_left_and_colours_are_straight(photo: Path, tmp_path: Path) -> None:
+    portrait_backend.generate(photo, QUICK, output=tmp_path / "out")
+
+    def view(name: str) -> np.ndarray:
+        image = Image.open(tmp_path / f"out/views/{name}.png")
+        assert image.size == (64, 64) and image.mode == "RGBA"
+        return np.asarray(image)
+
+    red, blue = (np.rint(np.array(c) * 255) for c in (fake_parts.RED, fake_parts.BLUE))
+    assert np.allclose(view("left")[32, 32, :3], red, atol=1) and np.allclose(view("right")[32, 32, :3], blue, atol=1)
+    front, back = view("front"), view("back")
+    assert np.allclose(front[32, 40, :3], red, atol=1) and np.allclose(back[32, 24, :3], red, atol=1)
+    assert front[32, 32, 3] == 255 and front[0, 0].tolist() == [0, 0, 0, 0]
+
+
+def test_the_turntable_turns_once(photo: Path, tmp_path: Path) -> None:
+    portrait_backend.generate(photo, QUICK, output=tmp_path / "out")
+    with Image.open(tmp_path / "out/turntable.gif") as film:
+        assert film.n_frames == 4 and film.info["loop"] == 0
+        centres = []
+        for index in range(4):
+            film.seek(index)
+            centres.append(film.convert("RGB").getpixel((32, 32)))
+    assert centres[1][0] > centres[1][2] and centres[3][0] < centres[3][2], "at 90 degrees the camera is on the subject's left"
+
+
+def test_the_same_seed_gives_the_same_bytes(photo: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        torch.rand(7)  # the global generator must not matter
+        portrait_backend.generate(photo, replace(QUICK, seed=seed), output=tmp_path / name)
+    for file in ("head.glb", "head.safetensors", "turntable.gif"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert (tmp_path / "a/head.safetensors").read_bytes() != (tmp_path / "c/head.safetensors").read_bytes()
+
+
+def test_in_memory_only(photo: Path, tmp_path: Path) -> None:
+    result = portrait_backend.generate(photo, QUICK)
+    assert result.output is None and result.head.density(torch.zeros(1, 3)) > 0 and [p.name for p in tmp_path.iterdir()] == ["someone.png"]
+
+
+@pytest.mark.parametrize("after", [1, 4, 9, 14])
+def test_cancelling_leaves_nothing(photo: Path, tmp_path: Path, after: int) -> None:
+    reports: list[Progress] = []
+    with pytest.raises(Cancelled):
+        portrait_backend.generate(photo, QUICK, reports.append, tmp_path / "out", cancelled=lambda: len(reports) >= after)
+    assert len(reports) == after and [p.name for p in tmp_path.iterdir()] == ["someone.png"]
+
+
+@pytest.mark.parametrize("stages", [("restoration",), ("prior", "refinement"), ("prior", "restoration", "refinement")])
+def test_stages_that_do_not_exist_are_named(photo: Path, tmp_path: Path, stages: tuple[str, ...]) -> None:
+    with pytest.raises(PortraitDiffusionError) as caught:
+        portrait_backend.generate(photo, replace(QUICK, stages=stages), output=tmp_path / "out")  # type: ignore[arg-type]
+    assert caught.value.code == "stage-unavailable" and next(s for s in stages if s != "prior") in caught.value.message
+
+
+def test_out_of_memory_says_what_to_do(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def huge(*arguments: object) -> None:
+        torch.empty(1 << 60)
+
+    monkeypatch.setattr(sys.modules["portrait_backend.mesh.build"], "build_mesh", huge)
+    with pytest.raises(PortraitDiffusionError) as caught:
+        portrait_backend.generate(photo, QUICK, output=tmp_path / "out")
+    assert caught.value.code == "out-of-memory" and "--preset draft" in caught.value.hint and not (tmp_path / "out").exists()
+
+
+def test_deterministic_mode_ends_with_the_job(photo: Path) -> None:
+    before = torch.get_deterministic_debug_mode()
+    portrait_backend.generate(photo, QUICK)
+    assert torch.get_deterministic_debug_mode() == before
+
+
+def test_mp4_without_its_library_is_refused_at_once(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portrait_backend.outputs.importlib.util.find_spec", lambda name: None)
+    settings = replace(QUICK, output=replace(QUICK.output, turntable="mp4"))
+    with pytest.raises(PortraitDiffusionError) as caught:
+        portrait_backend.generate(photo, settings, output=tmp_path / "out")
+    assert caught.value.code == "mp4-unavailable" and not (tmp_path / "out").exists()

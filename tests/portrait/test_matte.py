@@ -1,0 +1,71 @@
+"""The matte's decisions on made-up scenes: pieces, gaps between strands, other people."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from portrait_backend.portrait.matte import face_hull, keep_face_piece, make_matte
+
+SIZE = 320
+
+
+def disc(x: float, y: float, radius: float) -> np.ndarray:
+    rows, columns = np.mgrid[0:SIZE, 0:SIZE]
+    return np.hypot(columns - x, rows - y) < radius
+
+
+def ring(x: float, y: float, radius: float) -> np.ndarray:
+    """Landmarks (468, 2) on a circle."""
+    angle = np.linspace(0, 2 * np.pi, 468)
+    return np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], 1)
+
+
+def textured(colour: tuple[float, float, float]) -> np.ndarray:
+    return np.asarray(colour) + np.random.default_rng(1).normal(0, 0.02, (SIZE, SIZE, 3))
+
+
+def test_hull_and_piece() -> None:
+    hull = face_hull(ring(160, 160, 40), (SIZE, SIZE))
+    assert abs(hull.sum() - np.pi * 40**2) < 0.1 * np.pi * 40**2
+    alpha = (disc(160, 160, 80) | disc(40, 40, 20)).astype(float)
+    kept = keep_face_piece(alpha, hull)
+    assert kept[40, 40] == 0 and np.array_equal(kept[120:200, 120:200], alpha[120:200, 120:200])
+
+
+def test_gap_that_the_segmenter_filled_is_found_by_colour() -> None:
+    head, gap = disc(160, 160, 100), disc(235, 160, 5)
+    image = np.clip(np.where((head & ~gap)[..., None], textured((0.2, 0.12, 0.1)), textured((0.3, 0.8, 0.3))), 0, 1)
+    matte = make_matte(image, np.ones((SIZE, SIZE)), head.astype(float), ring(160, 160, 40), [], np.random.default_rng(0))
+    assert matte.alpha[160, 235] < 0.1 and matte.alpha[160, 220] > 0.95
+    iou = ((matte.alpha > 0.5) & head & ~gap).sum() / ((matte.alpha > 0.5) | (head & ~gap)).sum()
+    assert iou > 0.97
+    edge = matte.alpha > 0.3
+    assert (matte.foreground[edge][:, 1] < 0.35).all()  # no green in the hair
+
+
+def test_soft_and_wrong_border_of_the_segmenter_is_corrected() -> None:
+    head = disc(160, 160, 100)
+    image = np.clip(np.where(head[..., None], textured((0.7, 0.5, 0.4)), textured((0.2, 0.3, 0.6))), 0, 1)
+    rows, columns = np.mgrid[0:SIZE, 0:SIZE]
+    probability = np.clip((104 - np.hypot(columns - 160, rows - 160)) / 12 + 0.5, 0, 1)  # 4 px too large, 12 px soft
+    matte = make_matte(image, np.ones((SIZE, SIZE)), probability, ring(160, 160, 40), [], np.random.default_rng(0))
+    assert abs((matte.alpha > 0.5).sum() / head.sum() - 1) < 0.02
+
+
+def test_outside_the_photo_is_empty() -> None:
+    head = disc(160, 160, 120)
+    valid = np.ones((SIZE, SIZE))
+    valid[220:] = 0
+    image = np.clip(np.where(head[..., None], textured((0.7, 0.5, 0.4)), textured((0.2, 0.3, 0.6))), 0, 1)
+    matte = make_matte(image, valid, head.astype(float), ring(160, 140, 40), [], np.random.default_rng(0))
+    assert (matte.alpha[220:] == 0).all() and matte.alpha[210, 160] > 0.95
+
+
+def test_the_neighbour_is_dropped() -> None:
+    sitter, other = disc(120, 160, 72), disc(252, 160, 64)
+    image = np.clip(
+        np.where(sitter[..., None], textured((0.7, 0.5, 0.4)), np.where(other[..., None], textured((0.4, 0.3, 0.25)), textured((0.2, 0.3, 0.6)))), 0, 1
+    )
+    person = (sitter | other).astype(float)
+    matte = make_matte(image, np.ones((SIZE, SIZE)), person, ring(120, 160, 32), [ring(252, 160, 28)], np.random.default_rng(0))
+    assert matte.alpha[other & ~disc(120, 160, 80)].mean() < 0.05 and matte.alpha[sitter].mean() > 0.95
