@@ -54,7 +54,7 @@ def part_of(module: str) -> str:
     """Return the part of the backend a module belongs to: portrait_backend.mesh.build -> mesh."""
     rest = module.removeprefix("portrait_backend").removeprefix(".")
     name = rest.split(".")[0]
-    return name if (BACKEND / name).is_dir() or (BACKEND / f"{name}.py").is_file() else "__init__"
+    return name if name and ((BACKEND / name).is_dir() or (BACKEND / f"{name}.py").is_file()) else "__init__"
 
 
 def level_of(part: str) -> int:

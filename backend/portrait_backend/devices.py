@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -41,13 +42,16 @@ def stage_generator(seed: int, stage: str, device: torch.device) -> torch.Genera
 @contextmanager
 def reproducible() -> Iterator[None]:
     """Use deterministic kernels wherever torch has them; the previous mode returns afterwards."""
-    mode = torch.get_deterministic_debug_mode()
+    options: Any = torch.utils.deterministic
+    mode, fill = torch.get_deterministic_debug_mode(), options.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it first starts
     torch.use_deterministic_algorithms(True, warn_only=True)
+    options.fill_uninitialized_memory = False  # it would write every new tensor twice
     try:
         yield
     finally:
         torch.set_deterministic_debug_mode(mode)
+        options.fill_uninitialized_memory = fill
 
 
 def peak_memory_mb() -> int | None:

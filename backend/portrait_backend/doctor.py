@@ -16,15 +16,15 @@ from portrait_backend.models.inventory import starter_weights
 
 REQUIRED = {
     "torch": "torch", "numpy": "numpy", "scipy": "scipy", "pillow": "PIL", "safetensors": "safetensors", "mediapipe": "mediapipe",
-    "pymatting": "pymatting", "numba": "numba", "PyMCubes": "mcubes", "xatlas": "xatlas", "trimesh": "trimesh",
+    "opencv-contrib-python": "cv2", "numba": "numba", "PyMCubes": "mcubes", "xatlas": "xatlas",
     "fast-simplification": "fast_simplification", "typer": "typer", "rich": "rich", "platformdirs": "platformdirs",
 }  # fmt: skip
 OPTIONAL = {
     "pillow-heif": ("pillow_heif", "photos in HEIC format"),
     "imageio-ffmpeg": ("imageio_ffmpeg", "turntables as mp4"),
-    "pytorch3d": ("pytorch3d", "faster point splatting"),
     "accelerate": ("accelerate", "training"),
     "moderngl": ("moderngl", "rendering training sets"),
+    "scikit-image": ("skimage", "measuring quality"),
 }
 MEMORY_NEEDED_GB = 4.0
 DEBIAN_PACKAGES = {"libGL.so.1": "libgl1", "libgthread-2.0.so.0": "libglib2.0-0"}

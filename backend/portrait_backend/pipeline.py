@@ -30,7 +30,7 @@ AVAILABLE_STAGES = ("prior",)
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 """Torch names it in the plain RuntimeError that stands for "out of memory" on the CPU."""
 RECORDED_PACKAGES = (
-    "torch", "numpy", "scipy", "pillow", "mediapipe", "pymatting", "numba", "PyMCubes", "xatlas", "trimesh", "fast-simplification",
+    "torch", "numpy", "scipy", "pillow", "mediapipe", "opencv-contrib-python", "numba", "PyMCubes", "xatlas", "fast-simplification",
     "safetensors",
 )  # fmt: skip
 

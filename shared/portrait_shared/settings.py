@@ -34,7 +34,8 @@ def setting(
 ) -> T:
     """Declare one setting: a dataclass field with its range (inclusive), step, unit, label, help and an optional short CLI `flag`."""
     metadata = {"label": label, "help": help, "min": min, "max": max, "step": step, "unit": unit, "flag": flag}
-    return cast(T, field(default=default, metadata=metadata))
+    declared: Any = field(default=default, metadata=metadata)
+    return cast(T, declared)
 
 
 def from_preset(group: type[T]) -> T:
@@ -252,7 +253,8 @@ def _checked_one(info: SettingInfo, value: Any) -> Any:
         return value
     if info.type is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if type(value) is not info.type or (info.type is float and not math.isfinite(value)):
+    right_type = type(value) is info.type  # a bool is an int, but no whole number
+    if not right_type or (info.type is float and not math.isfinite(value)):
         raise invalid(info.path, value, f"must be {_TYPE_NAMES[info.type]}")
     if (info.minimum is not None and value < info.minimum) or (info.maximum is not None and value > info.maximum):
         raise invalid(info.path, value, f"must be between {info.minimum} and {info.maximum}{' ' + info.unit if info.unit else ''}")

@@ -12,6 +12,7 @@ import pytest
 from portrait_backend import doctor
 from portrait_backend.cli import main
 from portrait_backend.models import inventory
+from portrait_backend.prior import weights as prior
 
 
 @pytest.fixture
@@ -70,6 +71,7 @@ def test_memory_of_this_machine_is_plausible() -> None:
 
 
 def test_the_shipped_weights_are_the_listed_ones() -> None:
+    assert {prior.WEIGHTS, "landmarks.safetensors"} <= set(inventory.listed_sums())
     present = {path.name for path in inventory.STARTER.glob("*.safetensors")}
     assert present == set(inventory.listed_sums()), (
         "run: cd backend/portrait_backend/models/starter && sha256sum *.safetensors > SHA256SUMS"

@@ -57,7 +57,9 @@ def test_a_profile_is_refused(scripted: type) -> None:
 
 def test_photo_that_misses_half_the_head_gets_a_warning(scripted: type, tmp_path: Path) -> None:
     Image.new("RGB", (400, 400)).save(tmp_path / "tight.png")
-    tight = prepare_portrait(tmp_path / "tight.png", detector=scripted(400, posed_landmarks(0, 0, 0, 300, (200, 200))), segmenter=NoPerson())
+    tight = prepare_portrait(
+        tmp_path / "tight.png", detector=scripted(400, posed_landmarks(0, 0, 0, 300, (200, 200))), segmenter=NoPerson()
+    )
     assert float(tight.valid.mean()) == pytest.approx((400 / 600) ** 2, abs=0.01)
     assert any("outside the photo" in warning for warning in tight.warnings)
     assert (tight.matte[tight.valid < 0.5] == 0).all()
@@ -105,7 +107,9 @@ def test_own_alpha_is_the_matte(portrait: Portrait, tmp_path: Path) -> None:
     assert ((colours[:, 1] - colours[:, [0, 2]].amax(1)) > 0.3).float().mean() < 1e-3  # no green from under clear pixels
 
 
-def test_alpha_that_only_frames_the_photo_does_not_replace_the_matte(astronaut: NDArray[np.uint8], portrait: Portrait, tmp_path: Path) -> None:
+def test_alpha_that_only_frames_the_photo_does_not_replace_the_matte(
+    astronaut: NDArray[np.uint8], portrait: Portrait, tmp_path: Path
+) -> None:
     alpha = np.full((512, 512, 1), 255, np.uint8)
     alpha[:, 480:] = 0
     Image.fromarray(np.concatenate([astronaut, alpha], 2)).save(tmp_path / "framed.png")

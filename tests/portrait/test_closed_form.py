@@ -66,3 +66,11 @@ def test_spill_takes_the_background_hue_from_the_edge_only() -> None:
     assert greenness(image[:, 56:64]) > 0.13 and greenness(clean[:, 56:64]) < 0.05
     np.testing.assert_allclose(clean[:, :32], image[:, :32], atol=0.01)
     np.testing.assert_allclose(remove_spill(image, alpha, image, alpha == 0, ~none), image, atol=0.01)
+
+
+def test_the_small_inverse_agrees_with_lapack() -> None:
+    from portrait_backend.portrait.closed_form import _inverse
+
+    half = np.random.default_rng(0).normal(size=(50, 3, 3))
+    matrices = half @ half.transpose(0, 2, 1) + 0.1 * np.eye(3)
+    np.testing.assert_allclose(_inverse(matrices), np.linalg.inv(matrices), rtol=1e-8, atol=1e-8)

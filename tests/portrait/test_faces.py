@@ -37,7 +37,7 @@ def made_up_face(x: float, y: float, width: float) -> NDArray[np.float64]:
     points = np.stack([np.cos(angle), np.sin(angle)], 1) * width / 2 * np.linspace(0, 1, 468)[:, None]
     points[[234, 454, 10, 152]] = np.array([[-1, 0], [1, 0], [0, -1.3], [0, 1.3]]) * width / 2
     points[[33, 263]] = np.array([[-0.7, -0.3], [0.7, -0.3]]) * width / 2
-    return points + (x, y)
+    return np.asarray(points + np.array([x, y]))
 
 
 def test_astronaut(astronaut: NDArray[np.uint8], detector: MediaPipeFaces) -> None:
@@ -45,7 +45,7 @@ def test_astronaut(astronaut: NDArray[np.uint8], detector: MediaPipeFaces) -> No
     assert not others and not warnings
     assert 80 < face.width < 110 and abs(face.roll) < 8 and face.spread < 0.012
     np.testing.assert_allclose(face.landmarks[[33, 263]].mean(0), (225, 103), atol=4)  # between her eyes
-    np.testing.assert_allclose(face.landmarks[13], (226, 150), atol=6)  # her mouth
+    np.testing.assert_allclose(face.landmarks[13], (224, 145), atol=4)  # her mouth
 
 
 def test_landmarks_follow_scale_shift_and_tilt(astronaut: NDArray[np.uint8], detector: MediaPipeFaces) -> None:
@@ -59,7 +59,11 @@ def test_landmarks_follow_scale_shift_and_tilt(astronaut: NDArray[np.uint8], det
 
 @pytest.mark.parametrize(
     ("turns", "code", "advice"),
-    [(1, "photo-sideways", "90 degrees clockwise"), (2, "photo-upside-down", "180 degrees"), (3, "photo-sideways", "90 degrees counter-clockwise")],
+    [
+        (1, "photo-sideways", "90 degrees clockwise"),
+        (2, "photo-upside-down", "180 degrees"),
+        (3, "photo-sideways", "90 degrees counter-clockwise"),
+    ],
 )
 def test_turned_photos_are_named(astronaut: NDArray[np.uint8], detector: MediaPipeFaces, turns: int, code: str, advice: str) -> None:
     error = error_of(np.rot90(astronaut, turns), detector)  # np.rot90 turns counter-clockwise
@@ -74,7 +78,7 @@ def test_small_face_in_a_large_photo_is_found_and_measured(astronaut: NDArray[np
     photo[1200:1712, 300:812] = 120
     photo[1200:1500, 300:600] = cv2.resize(astronaut, (300, 300), interpolation=cv2.INTER_AREA)
     error = error_of(photo, detector)
-    assert error.code == "face-too-small" and "54 px" in error.message
+    assert error.code == "face-too-small" and any(f"{px} px" in error.message for px in (52, 53, 54, 55, 56))  # 92 * 300 / 512
 
 
 def test_no_face(detector: MediaPipeFaces) -> None:
@@ -120,7 +124,7 @@ def test_mediapipe_is_silent() -> None:
     code = (
         "import numpy, skimage.data; from portrait_backend.portrait.faces import find_face;"
         "from portrait_backend.portrait.mediapipe_tools import MediaPipeFaces, MediaPipeSegmenter\n"
-        "with MediaPipeFaces() as f, MediaPipeSegmenter() as s: find_face(skimage.data.astronaut(), f); s.probability(skimage.data.astronaut())"
+        "with MediaPipeFaces() as f, MediaPipeSegmenter() as s: rgb = skimage.data.astronaut(); find_face(rgb, f); s.probability(rgb)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0 and result.stderr == "" and result.stdout == ""

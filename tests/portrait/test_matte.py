@@ -64,7 +64,11 @@ def test_outside_the_photo_is_empty() -> None:
 def test_the_neighbour_is_dropped() -> None:
     sitter, other = disc(120, 160, 72), disc(252, 160, 64)
     image = np.clip(
-        np.where(sitter[..., None], textured((0.7, 0.5, 0.4)), np.where(other[..., None], textured((0.4, 0.3, 0.25)), textured((0.2, 0.3, 0.6)))), 0, 1
+        np.where(
+            sitter[..., None], textured((0.7, 0.5, 0.4)), np.where(other[..., None], textured((0.4, 0.3, 0.25)), textured((0.2, 0.3, 0.6)))
+        ),
+        0,
+        1,
     )
     person = (sitter | other).astype(float)
     matte = make_matte(image, np.ones((SIZE, SIZE)), person, ring(120, 160, 32), [ring(252, 160, 28)], np.random.default_rng(0))

@@ -97,7 +97,11 @@ def test_palette_transparency_is_alpha(photo: NDArray[np.uint8], tmp_path: Path)
 
 
 def test_useful_alpha_is_kept_with_straight_colours_and_others_are_dropped(photo: NDArray[np.uint8], tmp_path: Path) -> None:
-    for name, alpha in {"cut": np.tile(np.linspace(0, 255, 160), (96, 1)), "solid": np.full((96, 160), 255), "clear": np.zeros((96, 160))}.items():
+    for name, alpha in {
+        "cut": np.tile(np.linspace(0, 255, 160), (96, 1)),
+        "solid": np.full((96, 160), 255),
+        "clear": np.zeros((96, 160)),
+    }.items():
         Image.fromarray(np.dstack([photo, alpha.astype(np.uint8)])).save(tmp_path / f"{name}.png")
     cut = read_photo(tmp_path / "cut.png")
     assert cut.alpha is not None and cut.alpha[0, 0] == 0 and np.array_equal(cut.rgb, photo)

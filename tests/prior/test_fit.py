@@ -9,7 +9,7 @@ import torch
 
 from portrait_backend.context import Cancelled, Context
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.hair_colour import inside_polygon, photo_hair_colour, towards_hair
+from portrait_backend.prior.hair_colour import hair_share, inside_polygon, photo_hair_colour, towards_hair
 from portrait_backend.prior.starter import StarterPrior, encoder_input, predict_head, starter_network
 from portrait_backend.radiance.cameras import Camera
 from portrait_shared.settings import PriorSettings
@@ -104,12 +104,28 @@ def test_hair_colour_is_what_lies_above_the_face(portrait: Portrait) -> None:
     assert photo_hair_colour(bald_and_cropped) is None
 
 
-def test_guessed_hair_gets_the_mean_of_the_photo_and_keeps_its_pattern() -> None:
+def test_a_bare_scalp_does_not_colour_the_hair(portrait: Portrait) -> None:
+    colour = portrait.rgba.clone()
+    colour[:120, :, :3] = torch.tensor([0.3, 0.1, 0.05])
+    colour[120:180, :, :3] = torch.tensor([0.8, 0.6, 0.5])
+    hair = photo_hair_colour(replace(portrait, rgba=colour))
+    assert hair is not None
+    torch.testing.assert_close(hair, torch.tensor([0.3, 0.1, 0.05]), atol=0.02, rtol=0)
+
+
+def test_guessed_hair_gets_the_hue_of_the_photo_and_keeps_its_pattern() -> None:
     guess = torch.rand(500, 3, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.1
     hair = torch.tensor([0.3, 0.25, 0.2])
-    scaled = towards_hair(guess, hair)
-    torch.testing.assert_close(scaled.mean(0), hair, atol=1e-3, rtol=0)
-    assert torch.corrcoef(torch.stack([guess[:, 0], scaled[:, 0]]))[0, 1] > 0.999
+    painted = towards_hair(guess, torch.ones(500), hair)
+    torch.testing.assert_close(painted.mean(0), hair, atol=0.01, rtol=0)
+    torch.testing.assert_close(painted[:, 0] / painted[:, 1], torch.full((500,), 1.2), atol=1e-4, rtol=0)
+    assert torch.corrcoef(torch.stack([guess.mean(1), painted[:, 0]]))[0, 1] > 0.99
+    assert torch.equal(towards_hair(guess, torch.zeros(500), hair), guess)
+
+
+def test_crown_and_back_are_hair_and_neck_and_ears_are_not() -> None:
+    crown, back, nape, ear = torch.tensor([[0.0, 0.35, 0.0], [0.0, 0.1, -0.3], [0.0, -0.3, -0.2], [0.22, 0.0, 0.05]])
+    assert hair_share(torch.stack([crown, back, nape, ear])).tolist() == [1.0, 1.0, 0.0, 0.0]
 
 
 def test_inside_polygon_on_a_square() -> None:

@@ -23,9 +23,8 @@ def face_normals(vertices: Floats, faces: Ints) -> NDArray[np.float64]:
 def vertex_normals(vertices: Floats, faces: Ints) -> NDArray[np.float64]:
     """Return (V, 3) unit normals, the area-weighted mean of the faces around; +y where a vertex has no face."""
     normals = face_normals(vertices, faces)
-    summed = np.stack(
-        [np.bincount(faces.ravel(), weights=np.repeat(normals[:, k], 3), minlength=len(vertices)) for k in range(3)], axis=1
-    )
+    columns = [np.bincount(faces.ravel(), weights=np.repeat(normals[:, k], 3), minlength=len(vertices)) for k in range(3)]
+    summed: Floats = np.stack(columns, axis=1)
     return normalised(summed)
 
 

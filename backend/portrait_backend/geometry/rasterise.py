@@ -119,7 +119,15 @@ def _sortable_bits(depth: Tensor) -> Tensor:
 
 
 def _fragments(
-    winner: Tensor, hit: Tensor, planes: Tensor, face_ids: Tensor, height: int, width: int, perspective: bool, vertices: Tensor, faces: Tensor
+    winner: Tensor,
+    hit: Tensor,
+    planes: Tensor,
+    face_ids: Tensor,
+    height: int,
+    width: int,
+    perspective: bool,
+    vertices: Tensor,
+    faces: Tensor,
 ) -> Fragments:
     pixel = hit.nonzero()[:, 0]
     triangle = winner[pixel] & 0xFFFFFFFF

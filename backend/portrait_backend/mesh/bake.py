@@ -30,7 +30,7 @@ IntArray = NDArray[np.int64]
 
 INSIDE = 0.008
 """The field's colour is read this far below the surface (head units; 3 mm): at the surface itself it fades into empty space."""
-OFFSET_REACH = 0.12
+OFFSET_REACH = 0.18
 """Distance (head units) over which a colour offset fades."""
 OFFSET_DETAIL = 0.025
 """Detail of the offsets (head units): features of the photo smaller than this don't enter."""
@@ -143,9 +143,9 @@ def _match_layers(surface: Surface, field: Field, layers: list[list[Projector]],
 
 
 def diffuse_offset(vertices: FloatArray, faces: IntArray, difference: FloatArray, weight: FloatArray, colour: FloatArray) -> FloatArray:
-    """Return the offset o (V, 3) that minimises, over the surface,
-    weight |o - difference|^2 / OFFSET_DETAIL^2 + edge |grad o|^2 + |o|^2 / OFFSET_REACH^2.
+    """Return the offset o (V, 3), smooth over the surface, that explains the difference where it is known.
 
+    It minimises weight |o - difference|^2 / OFFSET_DETAIL^2 + edge |grad o|^2 + |o|^2 / OFFSET_REACH^2:
     difference (V, 3) counts where weight (V,) > 0; `edge` is small where colour (V, 3) changes quickly.
     """
     count = len(vertices)
@@ -154,7 +154,10 @@ def diffuse_offset(vertices: FloatArray, faces: IntArray, difference: FloatArray
     conductance = 0.02 + np.exp(-0.5 * (step / COLOUR_EDGE) ** 2)
     i, j = edges[:, 0], edges[:, 1]
     laplacian = sparse.csc_array(
-        (np.concatenate([conductance, conductance, -conductance, -conductance]), (np.concatenate([i, j, i, j]), np.concatenate([i, j, j, i]))),
+        (
+            np.concatenate([conductance, conductance, -conductance, -conductance]),
+            (np.concatenate([i, j, i, j]), np.concatenate([i, j, j, i])),
+        ),
         shape=(count, count),
     )
     area = np.bincount(faces.ravel(), np.repeat(np.linalg.norm(face_normals(vertices, faces), axis=1) / 6, 3), count)

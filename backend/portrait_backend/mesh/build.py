@@ -45,7 +45,8 @@ def build_mesh(field: Field, portrait: Portrait, settings: MeshOptions, context:
     mesh = texture_surface(surface, field, portrait, settings.texture_size, context, views)
     seconds["bake"] = time.perf_counter() - start
     log.info("Mesh of %d faces: %s", len(faces), ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items()))
-    context.report(100, 100, faces=float(len(faces)), **{f"{name}_s": value for name, value in seconds.items()})
+    metrics = {f"{name}_s": value for name, value in seconds.items()}
+    context.report(100, 100, None, faces=float(len(faces)), **metrics)
     return mesh
 
 

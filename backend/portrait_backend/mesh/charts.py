@@ -1,7 +1,7 @@
-"""Cut a head into few charts: face, sides, back, crown, neck cut; every chart a topological disk.
+"""Cut a head into few charts: face, sides, back, crown, neck cut.
 
 The seams lie where a head artist would put them: the face and its surroundings are one chart, seams run
-behind the temples. Whatever the shape (ears, hair loops, tunnels), charts are split until each one is a disk.
+behind the temples.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import scipy.sparse as sparse
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
-from portrait_backend.geometry.meshes import neighbour_mean, normalised, vertex_normals
+from portrait_backend.geometry.meshes import face_normals, neighbour_mean, normalised, vertex_normals
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -21,8 +21,9 @@ DIRECTIONS = np.array([[0, 0.1, 1.0], [1, 0, -0.35], [-1, 0, -0.35], [0, 0, -1.0
 BIAS = np.array([0.35, 0.0, 0.0, 0.0, 0.05, -0.1])
 """The face chart reaches farther round than the others."""
 FACE_CHART = 0
-NORMAL_SMOOTHING = 60
-"""Averaging passes of the normals that decide the chart: features smaller than an ear don't cut charts."""
+SMOOTHING_LENGTH = 0.07
+"""Head units over which the normals that decide the chart are averaged: features smaller than an ear don't cut charts."""
+MOST_PASSES = 300
 SMALLEST_CHART = 0.01
 """Charts below this share of all faces are merged into a neighbour."""
 
@@ -31,7 +32,8 @@ def segment(vertices: FloatArray, faces: IntArray) -> IntArray:
     """Return (F,) labels: the index into DIRECTIONS of each face's chart. Vertices (V, 3) head units, faces closed."""
     mean = neighbour_mean(faces, len(vertices))
     smooth = vertex_normals(vertices, faces)
-    for _ in range(NORMAL_SMOOTHING):
+    edge = np.linalg.norm(vertices[faces[:, 0]] - vertices[faces[:, 1]], axis=1).mean()
+    for _ in range(min(MOST_PASSES, int(2 * (SMOOTHING_LENGTH / edge) ** 2) + 1)):
         smooth = mean @ smooth
     centred = normalised(vertices - 0.5 * (vertices.min(0) + vertices.max(0)))
     guide = normalised(smooth) + 0.5 * centred
@@ -47,7 +49,9 @@ def segment(vertices: FloatArray, faces: IntArray) -> IntArray:
 
 def cut_faces(vertices: FloatArray, faces: IntArray) -> NDArray[np.bool_]:
     """Return (F,) bool: the faces of the flat cut where the neck leaves the box (all at the lowest height)."""
-    return np.asarray((vertices[faces][:, :, 1] < vertices[:, 1].min() + 1e-6).all(1))
+    low = (vertices[faces][:, :, 1] < vertices[:, 1].min() + 1e-3).all(1)
+    normals = face_normals(vertices, faces)
+    return np.asarray(low & (normals[:, 1] < -0.9 * np.linalg.norm(normals, axis=1)))
 
 
 def straighten(labels: IntArray, faces: IntArray, passes: int = 8) -> IntArray:
@@ -96,18 +100,6 @@ def merge_small(labels: IntArray, faces: IntArray, least: int, keep: NDArray[np.
         chosen = np.where(small & (votes.sum(1) > 0), votes.argmax(1), -1)
         labels = np.where(chosen[piece] >= 0, chosen[piece], labels)
     return labels
-
-
-def disk_defects(faces: IntArray) -> int:
-    """Return 0 if connected faces form a disk whose every vertex has one fan of faces, otherwise a positive number."""
-    used, local = np.unique(faces, return_inverse=True)
-    local = local.reshape(-1, 3)
-    edges = np.sort(local[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
-    keys, counts = np.unique(edges[:, 0] * len(used) + edges[:, 1], return_counts=True)
-    rim = np.stack([keys // len(used), keys % len(used)], axis=1)[counts == 1]
-    pinched = int((np.bincount(rim.ravel(), minlength=len(used)) > 2).sum())
-    euler = len(used) - len(keys) + len(faces)
-    return abs(euler - 1) + pinched + int((counts > 2).sum())
 
 
 def halve(vertices: FloatArray, faces: IntArray) -> NDArray[np.bool_]:

@@ -50,7 +50,7 @@ def glb_bytes(mesh: HeadMesh, extras: Mapping[str, Any] | None = None) -> bytes:
     """Return the binary glTF file of `mesh`."""
     uv = mesh.uv.copy()
     uv[:, 1] = 1 - uv[:, 1]
-    arrays = [mesh.vertices, mesh.normals, uv, mesh.faces.reshape(-1)]
+    arrays: list[NDArray[Any]] = [mesh.vertices, mesh.normals, uv, mesh.faces.reshape(-1)]
     chunks = [a.astype("<u4" if a.dtype.kind == "i" else "<f4").tobytes() for a in arrays] + [png_bytes(mesh.texture)]
     views, blob = [], b""
     for number, chunk in enumerate(chunks):
@@ -63,14 +63,27 @@ def glb_bytes(mesh: HeadMesh, extras: Mapping[str, Any] | None = None) -> bytes:
     header = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     header += b" " * (-len(header) % 4)
     length = 12 + 8 + len(header) + 8 + len(blob)
-    return struct.pack("<4sII", b"glTF", 2, length) + struct.pack("<I4s", len(header), b"JSON") + header + struct.pack("<I4s", len(blob), b"BIN\0") + blob
+    return (
+        struct.pack("<4sII", b"glTF", 2, length)
+        + struct.pack("<I4s", len(header), b"JSON")
+        + header
+        + struct.pack("<I4s", len(blob), b"BIN\0")
+        + blob
+    )
 
 
 def _document(mesh: HeadMesh, views: list[dict[str, int]], size: int, extras: dict[str, Any]) -> dict[str, Any]:
     count = len(mesh.vertices)
     position = mesh.vertices.astype(np.float32)
     accessors: list[dict[str, Any]] = [
-        {"bufferView": 0, "componentType": FLOAT, "count": count, "type": "VEC3", "min": position.min(0).tolist(), "max": position.max(0).tolist()},
+        {
+            "bufferView": 0,
+            "componentType": FLOAT,
+            "count": count,
+            "type": "VEC3",
+            "min": position.min(0).tolist(),
+            "max": position.max(0).tolist(),
+        },
         {"bufferView": 1, "componentType": FLOAT, "count": count, "type": "VEC3"},
         {"bufferView": 2, "componentType": FLOAT, "count": count, "type": "VEC2"},
         {"bufferView": 3, "componentType": UNSIGNED_INT, "count": mesh.faces.size, "type": "SCALAR"},
@@ -127,8 +140,15 @@ def write_ply(mesh: HeadMesh, path: Path | str) -> None:
     vertex["position"], vertex["normal"], vertex["colour"] = mesh.vertices, mesh.normals, vertex_colours(mesh)
     face = np.empty(len(mesh.faces), dtype=[("count", "u1"), ("corners", "<i4", 3)])
     face["count"], face["corners"] = 3, mesh.faces
-    properties = [f"property float {name}" for name in ("x", "y", "z", "nx", "ny", "nz")] + [f"property uchar {name}" for name in ("red", "green", "blue")]
-    header = ["ply", "format binary_little_endian 1.0", f"comment {GENERATOR}: metres, +y up, the face looks along +z", f"element vertex {len(vertex)}"]
+    properties = [f"property float {name}" for name in ("x", "y", "z", "nx", "ny", "nz")] + [
+        f"property uchar {name}" for name in ("red", "green", "blue")
+    ]
+    header = [
+        "ply",
+        "format binary_little_endian 1.0",
+        f"comment {GENERATOR}: metres, +y up, the face looks along +z",
+        f"element vertex {len(vertex)}",
+    ]
     header += [*properties, f"element face {len(face)}", "property list uchar int vertex_indices", "end_header", ""]
     with atomic_path(path) as temporary:
         temporary.write_bytes("\n".join(header).encode("ascii") + vertex.tobytes() + face.tobytes())

@@ -75,5 +75,16 @@ def _cavities(solid: BoolArray) -> BoolArray:
             outer[axis] = side
             sealed[tuple(outer)] = ndimage.binary_fill_holes(np.take(solid, side, axis))
     labels, _ = ndimage.label(~sealed, structure=np.ones((3, 3, 3)))
-    outside = np.unique(np.concatenate([labels[0].ravel(), labels[-1].ravel(), labels[:, 0].ravel(), labels[:, -1].ravel(), labels[:, :, 0].ravel(), labels[:, :, -1].ravel()]))
+    outside = np.unique(
+        np.concatenate(
+            [
+                labels[0].ravel(),
+                labels[-1].ravel(),
+                labels[:, 0].ravel(),
+                labels[:, -1].ravel(),
+                labels[:, :, 0].ravel(),
+                labels[:, :, -1].ravel(),
+            ]
+        )
+    )
     return (~sealed & ~np.isin(labels, outside))[1:-1, 1:-1, 1:-1]

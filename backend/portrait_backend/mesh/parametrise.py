@@ -6,6 +6,8 @@ Parameterization".
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import scipy.sparse as sparse
 from numpy.typing import NDArray
@@ -17,18 +19,61 @@ FloatArray = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 IntArray = NDArray[np.int64]
 
-ARAP_ITERATIONS = 10
+ARAP_ITERATIONS = (1, 3, 10)
+"""States of the descent from the conformal map that are tried, the last first.
+
+The more iterations, the more even the texels; the fewer, the less a chart winds over itself.
+"""
+MOST_STRETCH = 12.0
+"""Ratio of area scales inside a chart above which it is cut instead: texels would be 3.5 times as long in places."""
+MOST_FLIPS = 0.02
+"""Share of flipped faces above which untangling isn't tried: the chart needs a cut."""
+UNTANGLE_ATTEMPTS = 24
 LEAST_COTANGENT = 0.02
 """Lower bound of the edge weights: obtuse corners would otherwise pull the wrong way and flip faces."""
 
 
-def flatten(vertices: FloatArray, faces: IntArray) -> FloatArray:
-    """Return uv (V, 2) of a chart (V, 3), (F, 3) with one boundary loop, in units of `vertices`; world +y points to +v where it can."""
+def flatten(vertices: FloatArray, faces: IntArray) -> Iterator[FloatArray]:
+    """Yield layouts uv (V, 2) of a disk-shaped chart (V, 3), (F, 3) without flipped faces, the least distorted first.
+
+    In units of `vertices`; world +y points to +v where it can. A layout may still wind over itself.
+    """
     triangles = _local_triangles(vertices, faces)
     conformal = _lscm(vertices, faces, triangles)
-    rigid = _arap(conformal, faces, triangles)
-    uv = rigid if (signed_areas(rigid, faces) > 0).all() else conformal
-    return _upright(uv, vertices)
+    for state in reversed(_arap(conformal, faces, triangles)):
+        plane = _untangled(state, faces)
+        scale = signed_areas(plane, faces) / signed_areas(triangles.ravel(), np.arange(faces.size).reshape(-1, 3))
+        if not np.isfinite(plane).all() or scale.min() <= 0:
+            continue
+        low, high = np.quantile(scale, (0.02, 0.98))
+        if len(faces) < 8 or high < MOST_STRETCH * low:
+            yield _upright(plane, vertices)
+
+
+def _untangled(plane: ComplexArray, faces: IntArray) -> ComplexArray:
+    """Return the plane with few flipped faces relaxed: their inner vertices, and a growing ring around, move to their neighbours' mean."""
+    count = len(plane)
+    if (signed_areas(plane, faces) <= 0).sum() > MOST_FLIPS * len(faces):
+        return plane
+    tails, heads = faces.ravel(), np.roll(faces, -1, axis=1).ravel()
+    directed = sparse.csr_array((np.ones(len(tails)), (tails, heads)), shape=(count, count))
+    graph = sparse.csr_array(directed + directed.T)
+    rim = np.asarray((graph == 1).sum(axis=1)).ravel() > 0
+    graph.data[:] = 1
+    mean = sparse.csr_array(sparse.diags_array(1 / np.maximum(np.asarray(graph.sum(axis=1)).ravel(), 1)) @ graph)
+    moved = plane.copy()
+    for attempt in range(UNTANGLE_ATTEMPTS):
+        flipped = signed_areas(moved, faces) <= 0
+        if not flipped.any():
+            break
+        region = np.zeros(count)
+        region[faces[flipped]] = 1
+        for _ in range(attempt // 3):
+            region = graph @ region + region
+        inner = np.flatnonzero((region > 0) & ~rim)
+        for _ in range(10 * (attempt // 3 + 1)):
+            moved[inner] = mean[inner] @ moved
+    return moved
 
 
 def signed_areas(uv: FloatArray | ComplexArray, faces: IntArray) -> FloatArray:
@@ -63,12 +108,14 @@ def _lscm(vertices: FloatArray, faces: IntArray, triangles: ComplexArray) -> Com
         inner = system[:, free]
         normal = sparse.csc_array(inner.conj().T @ inner)
         normal = normal + 1e-12 * float(normal.diagonal().real.mean()) * sparse.eye_array(len(free), format="csc")
-        plane[free] = splu(sparse.csc_matrix(normal), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True}).solve(-(inner.conj().T @ (system @ plane)))
+        plane[free] = splu(sparse.csc_matrix(normal), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True}).solve(
+            -(inner.conj().T @ (system @ plane))
+        )
     flat_area = signed_areas(plane, faces).sum()
     return plane * np.sqrt(area.sum() / max(abs(flat_area), 1e-12))
 
 
-def _arap(start: ComplexArray, faces: IntArray, triangles: ComplexArray) -> ComplexArray:
+def _arap(start: ComplexArray, faces: IntArray, triangles: ComplexArray) -> list[ComplexArray]:
     count = len(start)
     edges = np.roll(triangles, -2, axis=1) - np.roll(triangles, -1, axis=1)
     before, after = np.roll(edges, -1, axis=1), np.roll(edges, -2, axis=1)
@@ -81,7 +128,8 @@ def _arap(start: ComplexArray, faces: IntArray, triangles: ComplexArray) -> Comp
     )
     solver = splu(sparse.csc_matrix(laplacian[1:, 1:]), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True})
     plane = start.copy()
-    for _ in range(ARAP_ITERATIONS):
+    states = []
+    for iteration in range(1, max(ARAP_ITERATIONS) + 1):
         turn = (cotangent * (plane[head] - plane[tail]) * np.conj(edges)).sum(1)
         turn /= np.maximum(np.abs(turn), 1e-20)
         pull = (cotangent * edges * turn[:, None]).ravel()
@@ -90,7 +138,9 @@ def _arap(start: ComplexArray, faces: IntArray, triangles: ComplexArray) -> Comp
         right.imag = np.bincount(j, pull.imag, count) - np.bincount(i, pull.imag, count)
         plane[0] = 0
         plane[1:] = solver.solve(right[1:].real) + 1j * solver.solve(right[1:].imag)
-    return plane
+        if iteration in ARAP_ITERATIONS:
+            states.append(plane.copy())
+    return states
 
 
 def _upright(plane: ComplexArray, vertices: FloatArray) -> FloatArray:

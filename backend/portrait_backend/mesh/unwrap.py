@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from portrait_backend.context import Context
 from portrait_backend.geometry.rasterise import rasterise
-from portrait_backend.mesh.charts import FACE_CHART, components, disk_defects, dual_graph, halve, segment
+from portrait_backend.mesh.charts import FACE_CHART, components, dual_graph, halve, merge_small, segment
+from portrait_backend.mesh.cut import cut_to_disk, is_disk
 from portrait_backend.mesh.parametrise import flatten, signed_areas
 
 FloatArray = NDArray[np.float64]
@@ -34,8 +35,11 @@ OVERLAP_SIZE = 512
 
 @dataclass(frozen=True)
 class Unwrapped:
-    """source (V',) index of the original vertex of each split vertex; faces (F, 3) into them, in the original order; uv (V', 2) in [0, 1],
-    v up; chart (F,) number of each face's chart."""
+    """A mesh split at the seams.
+
+    source (V',) index of the original vertex of each split vertex; faces (F, 3) into them, in the original
+    order; uv (V', 2) in [0, 1], v up; chart (F,) number of each face's chart, the largest first.
+    """
 
     source: IntArray
     faces: IntArray
@@ -62,6 +66,9 @@ def unwrap(vertices: FloatArray, faces: IntArray, texture_size: int, context: Co
         chart = _flatten_piece(vertices, faces, ids)
         if chart is None:
             side = halve(vertices, faces[ids]).astype(np.int64)
+            side = merge_small(side, faces[ids], max(2, len(ids) // 20), keep=np.zeros(len(ids), dtype=bool))
+            if not side.any() or side.all():
+                side = np.arange(len(ids)) * 2 // len(ids)
             pieces.extend((ids[part], label) for part, _ in _pieces(side, faces[ids]))
         else:
             charts.append(replace(chart, uv=chart.uv * (FACE_SCALE if label == FACE_CHART else 1.0)))
@@ -78,16 +85,16 @@ def _pieces(labels: IntArray, faces: IntArray) -> list[tuple[IntArray, int]]:
 
 
 def _flatten_piece(vertices: FloatArray, faces: IntArray, ids: IntArray) -> _Chart | None:
-    """Return the flattened piece, or None if it isn't a disk or doesn't flatten without folds."""
-    if disk_defects(faces[ids]):
-        return None
+    """Return the piece cut to a disk and flattened, or None if it doesn't flatten without folds."""
     used, local = np.unique(faces[ids], return_inverse=True)
-    local = local.reshape(-1, 3).astype(np.int64)
-    uv = flatten(vertices[used], local)
-    areas = signed_areas(uv, local)
-    if len(ids) > 1 and (not np.isfinite(uv).all() or (areas <= 0).any() or _overlaps(uv, local)):
+    source, disk = cut_to_disk(vertices[used], local.reshape(-1, 3).astype(np.int64))
+    source = used[source]
+    if not is_disk(disk):
         return None
-    return _Chart(ids, used, local, uv)
+    for uv in flatten(vertices[source], disk):
+        if len(ids) == 1 or not _overlaps(uv, disk):
+            return _Chart(ids, source, disk, uv)
+    return None
 
 
 def _overlaps(uv: FloatArray, faces: IntArray) -> bool:
@@ -139,7 +146,7 @@ def _turned(uv: FloatArray, quarter_turns: int) -> FloatArray:
 
 
 def _place(plane: FloatArray, faces: IntArray, cells: int) -> tuple[IntArray, IntArray, FloatArray, float]:
-    """Pack charts (V, 2) on a lattice of about cells x cells: xatlas's vertex map, faces, uv in [0, 1]; side of the square per unit of `plane`."""
+    """Pack charts (V, 2) on about cells x cells: xatlas's vertex map, faces, uv in [0, 1], side of the square in units of `plane`."""
     atlas = xatlas.Atlas()
     atlas.add_uv_mesh((1000 * plane).astype(np.float32), faces.astype(np.uint32))
     options = xatlas.PackOptions()

@@ -155,7 +155,8 @@ def _outside_warning(valid: NDArray[np.float32]) -> list[str]:
     outside = 1 - float(valid.mean())
     if outside <= MAX_OUTSIDE:
         return []
-    return [f"{math.floor(100 * outside)} % of the head's crop lies outside the photo: what is missing is invented (use a photo with more space around the head)"]
+    share = math.floor(100 * outside)
+    return [f"{share} % of the head's crop lies outside the photo and is invented (use a photo with more space around the head)"]
 
 
 def _over_grey(photo: Photo) -> NDArray[np.uint8]:

@@ -67,8 +67,16 @@ def _window_affinity(window: Array) -> Array:
     """Levin's eq. 12 per window: delta - (1 + (I_i - mu)^T (Sigma + eps / 9)^-1 (I_j - mu)) / 9, (M, 9, 3) -> (M, 9, 9)."""
     centred = window - window.mean(1, keepdims=True)
     covariance = centred.transpose(0, 2, 1) @ centred / 9 + (WINDOW_EPSILON / 9) * np.eye(3)
-    affinity = centred @ np.linalg.inv(covariance) @ centred.transpose(0, 2, 1)
+    affinity = centred @ _inverse(covariance) @ centred.transpose(0, 2, 1)
     return np.asarray(np.eye(9) - (1 + affinity) / 9)
+
+
+def _inverse(matrices: Array) -> Array:
+    """Inverses of symmetric positive matrices (M, 3, 3), by cofactors: LAPACK's batch call waits for its threads on every matrix."""
+    a, b, c = matrices[:, 0], matrices[:, 1], matrices[:, 2]
+    cofactors = np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], 1)
+    determinant = (a * cofactors[:, 0]).sum(1)
+    return np.asarray(cofactors / determinant[:, None, None])
 
 
 def estimate_foreground(image: Array, alpha: Array) -> Array:
@@ -77,17 +85,21 @@ def estimate_foreground(image: Array, alpha: Array) -> Array:
     image (H, W, 3) and alpha (H, W) in [0, 1]. From 1 x 1 px to the full size, each level starts from the one below.
     """
     height, width = alpha.shape
-    image, alpha = image.astype(np.float32), alpha.astype(np.float32)
-    foreground = np.full((1, 1, 3), _weighted_mean(image, alpha), np.float32)
-    background = np.full((1, 1, 3), _weighted_mean(image, 1 - alpha), np.float32)
+    colours, mix = image.astype(np.float32), alpha.astype(np.float32)
+    foreground = np.full((1, 1, 3), _weighted_mean(colours, mix), np.float32)
+    background = np.full((1, 1, 3), _weighted_mean(colours, 1 - mix), np.float32)
     levels = max(1, int(np.ceil(np.log2(max(height, width)))))
     for level in range(levels + 1):
         size = (round(width ** (level / levels)), round(height ** (level / levels)))
-        small, a = (cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in (image, alpha))
-        foreground, background = (cv2.resize(x, size, interpolation=cv2.INTER_NEAREST) for x in (foreground, background))
+        small, a = (_resized(x, size, cv2.INTER_AREA) for x in (colours, mix))
+        foreground, background = (_resized(x, size, cv2.INTER_NEAREST) for x in (foreground, background))
         for _ in range(SMALL_SWEEPS if max(size) <= SMALL_LEVEL else LARGE_SWEEPS):
             foreground, background = _sweep(small, a, foreground, background)
     return np.asarray(foreground, np.float64)
+
+
+def _resized(image: NDArray[np.float32], size: tuple[int, int], way: int) -> NDArray[np.float32]:
+    return np.asarray(cv2.resize(image, size, interpolation=way), np.float32)
 
 
 def _weighted_mean(image: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:

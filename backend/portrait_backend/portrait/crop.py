@@ -31,7 +31,9 @@ def inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(cv2.invertAffineTransform(matrix))
 
 
-def sample(image: NDArray[np.generic], to_photo: NDArray[np.float64], size: int, border: int = PADDED) -> NDArray[np.float32]:
+def sample(
+    image: NDArray[np.uint8] | NDArray[np.floating], to_photo: NDArray[np.float64], size: int, border: int = PADDED
+) -> NDArray[np.float32]:
     """Sample image (H, W[, C]) at the crop (size, size) that to_photo (2, 3) places: cubic when enlarging, averaged when shrinking."""
     scale = float(np.hypot(to_photo[0, 0], to_photo[1, 0]))
     factor = min(max(1, math.ceil(scale - 1e-6)), MAX_OVERSAMPLING)

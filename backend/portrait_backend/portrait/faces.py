@@ -121,7 +121,9 @@ def _check_upright(face: Face) -> None:
         raise PortraitDiffusionError("photo-upside-down", "the photo is upside down", "Rotate it by 180 degrees")
     way = "counter-clockwise" if face.roll > 0 else "clockwise"
     raise PortraitDiffusionError(
-        "photo-sideways", f"the photo lies on its side (the face is tilted by {abs(face.roll):.0f} degrees)", f"Rotate it by 90 degrees {way}"
+        "photo-sideways",
+        f"the photo lies on its side (the face is tilted by {abs(face.roll):.0f} degrees)",
+        f"Rotate it by 90 degrees {way}",
     )
 
 
@@ -164,7 +166,7 @@ def _detect_level(rgb: NDArray[np.uint8], turns: int, level: tuple[int, float], 
             tile = rgb[y : y + tile_h, x : x + tile_w]
             scale = min(1.0, DETECTION_SIDE / max(tile.shape[:2]))
             if scale < 1:
-                tile = cv2.resize(tile, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+                tile = np.asarray(cv2.resize(tile, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
             for seen in detector.candidates(np.rot90(tile, turns)):
                 yield _unturned(seen, turns, tile.shape[1], tile.shape[0], scale, (int(x), int(y)))
 
@@ -174,7 +176,9 @@ def _unturned(seen: Candidate, turns: int, width: int, height: int, scale: float
     x, y = seen.centre
     for turn in range(turns, 0, -1):
         x, y = (width if turn % 2 else height) - y, x
-    return replace(seen, centre=(x / scale + corner[0], y / scale + corner[1]), width=seen.width / scale, roll=_wrapped(seen.roll + 90 * turns))
+    return replace(
+        seen, centre=(x / scale + corner[0], y / scale + corner[1]), width=seen.width / scale, roll=_wrapped(seen.roll + 90 * turns)
+    )
 
 
 def _wrapped(degrees: float) -> float:

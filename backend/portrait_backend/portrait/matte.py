@@ -58,10 +58,10 @@ class Matte:
     warnings: tuple[str, ...] = ()
 
 
-def face_hull(landmarks: Array, shape: tuple[int, int]) -> Mask:
+def face_hull(landmarks: Array, shape: tuple[int, ...]) -> Mask:
     """Return the convex hull of landmarks (N, 2) px as a mask of the given (height, width)."""
     hull = np.zeros(shape, np.uint8)
-    cv2.fillConvexPoly(hull, cv2.convexHull(np.round(landmarks - 0.5).astype(np.int32)), 1)
+    cv2.fillConvexPoly(hull, cv2.convexHull(np.round(landmarks - 0.5).astype(np.int32)), [1.0])
     return hull.astype(bool)
 
 
@@ -72,7 +72,7 @@ def make_matte(image: Array, valid: Array, probability: Array, landmarks: Array,
     others: landmarks (468, 2) of other faces in the crop; rng picks colour samples. alpha is 0 outside the photo.
     """
     inside = valid > 0.99
-    face = face_hull(landmarks, inside.shape)
+    face = face_hull(landmarks, probability.shape)
     probability = np.where(_nearer_to_others(face, others, probability, image) & ~face, 0, probability)
     sitter = (_shrunk(probability > SURE, BAND) | face) & inside
     background = _shrunk(probability < 1 - SURE, BAND) & ~face & inside
@@ -96,7 +96,7 @@ def use_own_alpha(premultiplied: Array, alpha: Array, estimate: Matte, probabili
     if doubt > CUT_OUT_DOUBT:
         note = f"the photo's alpha channel is no cut-out of the person ({doubt:.0%} of it is background): the matte was estimated"
         return Matte(np.minimum(estimate.alpha, alpha), estimate.foreground, (note,))
-    kept = keep_face_piece(alpha, face_hull(landmarks, (alpha.shape[0], alpha.shape[1])) & solid)
+    kept = keep_face_piece(alpha, face_hull(landmarks, alpha.shape) & solid)
     straight = premultiplied / np.maximum(alpha, 1e-3)[..., None]
     # under a clear pixel there is no colour: continue it from the nearest ones
     return Matte(kept, estimate_foreground(np.where(alpha[..., None] > 0.02, straight, 0).clip(0, 1), (alpha > 0.02).astype(np.float64)))
@@ -126,7 +126,7 @@ def _colour_opinion(
     if sitter.sum() < NEIGHBOURS or background.sum() < NEIGHBOURS:
         return looks, sitter
     height, width = probability.shape
-    place = np.stack(np.mgrid[0:height, 0:width], -1) * (PLACE_SCALE / max(height, width))
+    place = np.moveaxis(np.mgrid[0:height, 0:width], 0, -1) * (PLACE_SCALE / max(height, width))
     features = np.concatenate([cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2LAB) / 100, place], -1)
     depth = cv2.distanceTransform((probability > 0.5).astype(np.uint8), cv2.DIST_L2, 5)
     asked = ((sitter & (depth < DEEP) & ~face) | ~(sitter | background)) & inside
@@ -149,7 +149,7 @@ def _nearer_to_others(face: Mask, others: list[Array], probability: Array, image
         return np.zeros_like(face)
     markers = np.zeros(face.shape, np.int32)
     for landmarks in others:
-        markers[face_hull(landmarks, (face.shape[0], face.shape[1]))] = 2
+        markers[face_hull(landmarks, face.shape)] = 2
     markers[face] = 1
     if not (markers == 2).any():
         return np.zeros_like(face)

@@ -72,7 +72,7 @@ def load_solutions() -> ModuleType:
         raise PortraitDiffusionError(
             "mediapipe-missing", f"MediaPipe can't be imported ({error})", "Install it with `python3 -m pip install mediapipe==0.10.21`"
         ) from error
-    return solutions  # type: ignore[no-any-return]
+    return solutions
 
 
 class MediaPipeFaces:
@@ -121,7 +121,7 @@ class MediaPipeFaces:
             faces = self._mesh.process(crop).multi_face_landmarks or []
         if not faces:
             return None
-        points = transform(to_photo, np.array([[p.x, p.y] for p in faces[0].landmark[:LANDMARK_COUNT]]) * MESH_SIZE)
+        points = transform(to_photo, np.array([[p.x, p.y] for p in faces[0].landmark[:LANDMARK_COUNT]], np.float64) * MESH_SIZE)
         is_neighbour = np.hypot(*(points.mean(0) - candidate.centre)) > NEIGHBOUR_LIMIT * candidate.width
         return None if is_neighbour else points
 

@@ -86,12 +86,16 @@ def _file_bytes(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
-            raise PortraitDiffusionError("image-too-large", f"{path.name} has {size / 1e6:.0f} MB", f"{ADVICE} (limit {MAX_FILE_BYTES // 10**6} MB)")
+            raise PortraitDiffusionError(
+                "image-too-large", f"{path.name} has {size / 1e6:.0f} MB", f"{ADVICE} (limit {MAX_FILE_BYTES // 10**6} MB)"
+            )
         data = path.read_bytes()
     except PermissionError as error:
         raise PortraitDiffusionError("image-no-permission", f"{path} may not be read", "Change its permissions or copy it") from error
     except OSError as error:
-        raise PortraitDiffusionError("image-unreadable", f"{path} could not be read ({error.strerror})", "Copy the file and try again") from error
+        raise PortraitDiffusionError(
+            "image-unreadable", f"{path} could not be read ({error.strerror})", "Copy the file and try again"
+        ) from error
     if not data:
         raise PortraitDiffusionError("image-empty", f"{path.name} is empty (0 bytes)", "Copy or download the photo again")
     return data
@@ -99,7 +103,7 @@ def _file_bytes(path: Path) -> bytes:
 
 @contextmanager
 def _bomb_checks_are_ours() -> Iterator[None]:
-    """Silence Pillow's size warning: `_check_size` decides. (Pillow's error above twice its limit stays.)"""
+    """Silence Pillow's size warning: `_check_size` decides (its error at twice the limit stays)."""
     with python_warnings.catch_warnings():
         python_warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
@@ -126,7 +130,9 @@ def _register_heif(path: Path) -> None:
         importlib.import_module("pillow_heif").register_heif_opener()
     except ImportError as error:
         hint = "Install it with `python3 -m pip install pillow-heif`, or export the photo as JPEG"
-        raise PortraitDiffusionError("image-heic-unsupported", f"{path.name} is a HEIC photo and pillow-heif is not installed", hint) from error
+        raise PortraitDiffusionError(
+            "image-heic-unsupported", f"{path.name} is a HEIC photo and pillow-heif is not installed", hint
+        ) from error
 
 
 def _too_large(path: Path, size: str) -> PortraitDiffusionError:
@@ -139,7 +145,9 @@ def _check_size(width: int, height: int, path: Path) -> None:
     if width * height > MAX_PIXELS:
         raise _too_large(path, f"{width} x {height} = {width * height / 1e6:.0f} megapixels")
     if min(width, height) < MIN_SIDE:
-        raise PortraitDiffusionError("image-too-small", f"{path.name} has only {width} x {height} pixels", f"Use a photo of at least {MIN_SIDE} px a side")
+        raise PortraitDiffusionError(
+            "image-too-small", f"{path.name} has only {width} x {height} pixels", f"Use a photo of at least {MIN_SIDE} px a side"
+        )
 
 
 def _decode(image: Image.Image, path: Path, notes: list[str]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
@@ -152,7 +160,9 @@ def _decode(image: Image.Image, path: Path, notes: list[str]) -> tuple[NDArray[n
         raise _too_large(path, "too many pixels") from error
     except (OSError, SyntaxError, EOFError, ValueError, IndexError) as error:
         cut = any(word in str(error).lower() for word in ("truncated", "broken data stream", "unexpected end", "incomplete"))
-        code, what = ("image-truncated", "is cut off: part of the file is missing") if cut else ("image-unreadable", f"is damaged ({error})")
+        code, what = (
+            ("image-truncated", "is cut off: part of the file is missing") if cut else ("image-unreadable", f"is damaged ({error})")
+        )
         raise PortraitDiffusionError(code, f"{path.name} {what}", "Copy or download the photo again") from error
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from portrait_backend.context import Context
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.hair_colour import photo_hair_colour, towards_hair
+from portrait_backend.prior.hair_colour import hair_share, photo_hair_colour, towards_hair
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.density_grid import DensityGrid
 from portrait_backend.radiance.head import Head
@@ -32,8 +32,6 @@ BACK_VIEWS = ((100.0, 10.0), (140.0, 0.0), (180.0, 25.0), (180.0, -10.0), (-140.
 """Azimuth and pitch of the views whose surface anchors the unseen colours."""
 BEHIND = 0.04
 """A surface this much behind what the photo sees is unseen, head units."""
-NECK = -0.17
-"""Height below which the back is neck or clothes rather than hair, head units."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class FitField:
 def unseen_surface(head: Head, portrait: Portrait, grid: DensityGrid) -> tuple[Tensor, Tensor]:
     """Return surface points (N, 3) that the photo does not see and the colours (N, 3) they should have.
 
-    Those of the upper back of the head are scaled towards the photo's hair colour; the rest keep the prior's.
+    Those of crown and back get the photo's hair colour; the rest keep the prior's.
     """
     reference = render(head, portrait.camera.resized(128), grid=grid, samples=SAMPLES)
     points, colours = [], []
@@ -105,10 +103,7 @@ def unseen_surface(head: Head, portrait: Portrait, grid: DensityGrid) -> tuple[T
         colours.append((out.rgb / out.alpha.clamp_min(1e-3)[..., None]).reshape(-1, 3)[solid][hidden])
     p, c = torch.cat(points), torch.cat(colours)
     hair = photo_hair_colour(portrait)
-    back = p[:, 1] > NECK
-    if hair is not None and bool(back.any()):
-        c[back] = towards_hair(c[back], hair)
-    return p, c
+    return p, c if hair is None else towards_hair(c, hair_share(p), hair)
 
 
 def _hidden(points: Tensor, depth: Tensor, camera: Camera) -> Tensor:

@@ -17,6 +17,12 @@ FACE_OVAL = (
 )  # fmt: skip
 """Face-mesh indices of the face's outline."""
 EYE_CORNERS = (33, 263)
+CHEEKS = (50, 101, 118, 205, 280, 330, 347, 425)
+NECK = (-0.24, -0.10)
+"""Heights between which neck turns into hair at the back, head units."""
+EARS_Z, EARS_TOP = -0.02, 0.08
+"""Behind this depth, or above this height, there are no ears."""
+CONTRAST = 0.6
 LEAST_PIXELS = 200
 """Fewer hair pixels than this at 512 px tell no colour."""
 
@@ -32,7 +38,10 @@ def inside_polygon(points: Tensor, polygon: Tensor) -> Tensor:
 
 
 def photo_hair_colour(portrait: Portrait) -> Tensor | None:
-    """Return the median colour (3,) of what lies above the face's outline, within the matte; None if too little shows."""
+    """Return the median colour (3,) of the hair above the face's outline, within the matte; None if too little shows.
+
+    Bare scalp and a high forehead lie there too: what resembles the cheeks' skin counts only if there is nothing else.
+    """
     size = portrait.rgba.shape[0]
     y, x = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
     pixels = torch.stack([x, y], -1).reshape(-1, 2).float()
@@ -44,10 +53,29 @@ def photo_hair_colour(portrait: Portrait) -> Tensor | None:
     index = index[~inside_polygon(pixels[index], grown)]
     if len(index) < LEAST_PIXELS:
         return None
-    return portrait.rgba.reshape(-1, 4)[index, :3].median(0).values
+    colours = portrait.rgba.reshape(-1, 4)[:, :3]
+    cheeks = portrait.landmarks[list(CHEEKS)].round().long().clamp(0, size - 1)
+    skin = colours[cheeks[:, 1] * size + cheeks[:, 0]].median(0).values
+    distance = (colours[index] - skin).norm(dim=-1)
+    other = index[distance >= 0.5 * distance.quantile(0.9)]
+    return colours[other].median(0).values
 
 
-def towards_hair(colours: Tensor, hair: Tensor, strength: float = 1.0, least: float = 0.5, most: float = 3.0) -> Tensor:
-    """Scale colours (N, 3) of guessed hair so that their mean becomes `hair` (3,); detail stays, gains are limited."""
-    gain = (hair / colours.mean(0).clamp_min(1e-3)).clamp(least, most) ** strength
-    return (colours * gain).clamp(0, 1)
+def hair_share(points: Tensor) -> Tensor:
+    """Return how surely unseen surface points (N, 3) are hair, by place: 1 on crown and back, 0 on neck, ears and temples."""
+    x, y, z = points.unbind(-1)
+    above_neck = ((y - NECK[0]) / (NECK[1] - NECK[0])).clamp(0, 1)
+    behind_ears = ((EARS_Z - z) / 0.08).clamp(0, 1)
+    above_ears = ((y - EARS_TOP) / 0.08).clamp(0, 1)
+    return above_neck * torch.maximum(behind_ears, above_ears)
+
+
+def towards_hair(colours: Tensor, share: Tensor, hair: Tensor) -> Tensor:
+    """Give guessed colours (N, 3) the photo's hair colour (3,), as far as share (N,) says they are hair.
+
+    The hue is the photo's; the light and dark of the guess stays at reduced contrast around the hair's brightness.
+    """
+    brightness = colours.mean(-1)
+    mean = (brightness * share).sum() / share.sum().clamp_min(1e-3)
+    pattern = (brightness / mean.clamp_min(1e-3)).clamp(0.3, 2.0) ** CONTRAST
+    return (colours + share[:, None] * (hair * pattern[:, None] - colours)).clamp(0, 1)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from portrait_backend.radiance.field import RadianceField
 
-RESOLUTION, COARSE_STEPS, SAMPLES = 96, 64, 16
+RESOLUTION, COARSE_STEPS, SAMPLES = 96, 64, 12
 CHUNK = 16384
 """Points per density evaluation: the decoder's activations then stay in the cache."""
 CONSTANT = 0.02
@@ -28,6 +28,11 @@ EMPTY = 0.0025
 """Density per head unit that counts as nothing: across the whole box it adds up to less than a grey level."""
 OPAQUE = 1e-3
 """Transmittance at which a ray stops."""
+FLATTEN = 1 / 3
+"""Exponent on the weights before sampling: equal bins would starve the flanks of the surface, where the quadrature errs most
+(16 samples, 64 px ellipsoid against 512: alpha 41 dB at 1, 56 dB at 1/2, 67 dB at 1/3, 72 dB at 1/4, which tolerates less haze)."""
+NOTHING = 1e-5
+"""Optical depth of a step that counts as none (as in `grid_kernels`)."""
 HIT = 1e-3
 """Alpha on the lattice below which a ray counts as empty."""
 
@@ -109,6 +114,15 @@ def box_interval(origins: Tensor, directions: Tensor, half_extent: float) -> tup
     return torch.minimum(a, b).amax(-1).clamp_min(0), torch.maximum(a, b).amin(-1)
 
 
+@dataclass(frozen=True)
+class Samples:
+    """Samples of the M rays that hit: t (M, S) z-depth, ascending; gap (M, S) length each stands for; index (M,) of the ray."""
+
+    t: Tensor
+    gap: Tensor
+    index: Tensor
+
+
 def quantiles(rays: int, samples: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Return sample quantiles: bin centres (1, samples), or stratified (rays, samples) with a generator."""
     u = torch.arange(samples, device=like.device, dtype=like.dtype)
@@ -119,48 +133,64 @@ def quantiles(rays: int, samples: int, like: Tensor, generator: torch.Generator 
 
 @torch.no_grad()
 def propose(
-    grid: DensityGrid, origins: Tensor, directions: Tensor, u: Tensor, coarse: int = COARSE_STEPS, compiled: bool | None = None
-) -> tuple[Tensor, Tensor]:
-    """Place samples along rays by importance, from the lattice alone: t (M, S) ascending, and the index (M,) of the rays that hit.
+    grid: DensityGrid, origins: Tensor, directions: Tensor, samples: int = SAMPLES, steps: int = COARSE_STEPS,
+    generator: torch.Generator | None = None, compiled: bool | None = None,
+) -> Samples:
+    """Place samples along rays by importance, from the lattice alone.
 
-    origins (3,) or (N, 3), directions (N, 3), u (1 or N, S) from `quantiles`; compiled: None chooses the kernel on the CPU in float32.
+    origins (3,) or (N, 3), directions (N, 3); generator: stratified; compiled: None chooses the kernel on the CPU in float32.
+    Each ray is marched in `steps` steps through its own interval of the box.
     """
     near, far = box_interval(origins, directions, grid.half_extent)
+    u = quantiles(len(directions), samples, directions, generator)
     if compiled is None:
         compiled = directions.device.type == "cpu" and directions.dtype == torch.float32
-    t, mass = (_propose_kernel if compiled else _propose_torch)(grid, origins, directions, near, far, u, coarse)
+    t, gap, mass = (_propose_kernel if compiled else _propose_torch)(grid, origins, directions, near, far, u, steps)
     index = (mass > HIT).nonzero()[:, 0]
-    return t[index], index
+    return Samples(t[index], gap[index], index)
 
 
 def _propose_kernel(
-    grid: DensityGrid, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, u: Tensor, coarse: int
-) -> tuple[Tensor, Tensor]:
-    from portrait_backend.radiance import grid_kernels
+    grid: DensityGrid, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, u: Tensor, steps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    from portrait_backend.radiance import grid_kernels  # compiled at first use
 
-    t, mass = torch.empty(len(directions), u.shape[1]), torch.empty(len(directions))
+    count, samples = len(directions), u.shape[1]
+    t, gap, mass = torch.empty(count, samples), torch.empty(count, samples), torch.empty(count)
     rays = [x.detach().float().contiguous().numpy() for x in (origins.reshape(-1, 3), directions, near, far)]
     cells_per_unit = np.float32(0.5 * len(grid.proposal) / grid.half_extent)
     grid_kernels.place_samples(
-        grid.proposal.numpy(), grid.occupied.numpy(), cells_per_unit, *rays, coarse, np.float32(OPAQUE), u.float().contiguous().numpy(), t.numpy(), mass.numpy()
-    )
-    return t, mass
+        grid.proposal.float().numpy(), grid.occupied.numpy(), cells_per_unit, *rays, steps, np.float32(OPAQUE), np.float32(FLATTEN),
+        u.float().contiguous().numpy(), t.numpy(), gap.numpy(), mass.numpy(),
+    )  # fmt: skip
+    return t, gap, mass
 
 
 def _propose_torch(
-    grid: DensityGrid, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, u: Tensor, coarse: int
-) -> tuple[Tensor, Tensor]:
-    step = ((far - near) / coarse).clamp_min(0)[:, None]
-    steps = torch.arange(coarse, device=u.device, dtype=directions.dtype)
-    t = near[:, None] + step * (steps + 0.5)
+    grid: DensityGrid, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, u: Tensor, steps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    step = ((far - near) / steps).clamp_min(0)[:, None]
+    t = near[:, None] + step * (torch.arange(steps, device=u.device, dtype=directions.dtype) + 0.5)
     points = origins.reshape(-1, 1, 3) + directions[:, None] * t[..., None]
     x = _interpolate(grid.proposal, points / grid.half_extent).to(t.dtype) * step
+    x = torch.where(x > NOTHING, x, 0)
     before = torch.exp(-(torch.cumsum(x, -1) - x))
     weight = before * (1 - torch.exp(-x)) * (before >= OPAQUE)
     mass = weight.sum(-1)
-    weight = F.max_pool1d(weight[:, None], 3, 1, 1)[:, 0]
-    cumulative = torch.cumsum(weight, -1)
-    target = u.to(t.dtype) * cumulative[:, -1:]
-    s = torch.searchsorted(cumulative.contiguous(), target.contiguous()).clamp(max=coarse - 1)
-    share = 1 - (cumulative.gather(-1, s) - target) / weight.gather(-1, s).clamp_min(1e-20)
-    return near[:, None] + step * (s + share.clamp(0, 1)), mass
+    weight = F.max_pool1d((weight**FLATTEN)[:, None], 3, 1, 1)[:, 0]
+    below = torch.cumsum(weight, -1)
+    whole, below = below[:, -1:], F.pad(below, (1, -1))
+    empty = F.pad(torch.cumsum((weight == 0).to(t.dtype), -1), (1, -1))
+    end = steps - (weight > 0).flip(-1).to(torch.int8).argmax(-1, keepdim=True)
+
+    def at(quantile: Tensor) -> tuple[Tensor, Tensor]:
+        """The step and the share of it at which the cumulative weight reaches the quantiles."""
+        target = quantile.to(t.dtype) * whole
+        s = (torch.searchsorted(below, target.contiguous(), right=True) - 1).clamp_min(0).minimum(end - 1)
+        return s, ((target - below.gather(-1, s)) / weight.gather(-1, s).clamp_min(1e-20)).clamp(0, 1)
+
+    s, inside = at(u)
+    samples = u.shape[1]
+    edge, share = at((torch.arange(samples + 1, device=u.device, dtype=u.dtype) / samples)[None])
+    matter = step * (edge - empty.gather(-1, edge) + share)
+    return near[:, None] + step * (s + inside), matter.diff(dim=-1), mass

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+NOTHING = np.float32(1e-5)
+"""Optical depth of a step that counts as none: below it rounding would decide."""
+
 
 @njit(inline="always", fastmath=True)
 def _trilinear(lattice: Any, x: Any, y: Any, z: Any) -> Any:
@@ -35,13 +38,14 @@ def _block(x: Any, per_cell: Any, top: Any) -> Any:
 
 @njit(parallel=True, fastmath=True, cache=True)
 def place_samples(
-    lattice: Any, occupied: Any, scale: Any, origins: Any, directions: Any, near: Any, far: Any, coarse: int, opaque: Any, quantiles: Any, t: Any, mass: Any
+    lattice: Any, occupied: Any, scale: Any, origins: Any, directions: Any, near: Any, far: Any, steps: int, opaque: Any, flatten: Any, u: Any,
+    t: Any, gap: Any, mass: Any,
 ) -> None:  # pragma: no cover - compiled
-    """Fill t (N, S) with the quantiles (N or 1, S) of the weights that the lattice gives each ray, and mass (N,) with their sum.
+    """Fill t (N, S) with quantiles u (N or 1, S) of the flattened weights that the lattice gives each ray.
 
-    origins (N or 1, 3) and directions (N, 3) in head units, `scale` = cells per head unit, near / far (N,);
-    the march takes `coarse` steps and stops where the transmittance falls below `opaque`.
-    occupied (n / b, n / b, n / b) bool: blocks in and next to which the lattice is not all zero.
+    gap (N, S): the length of matter that each sample stands for; mass (N,): the sum of the weights. origins (N or 1, 3) and directions
+    (N, 3) in head units, `scale` = cells per head unit, near / far (N,); the march takes `steps` steps and ends where the
+    transmittance falls below `opaque`. occupied (n / b, n / b, n / b) bool: blocks in or next to which the lattice is not all zero.
     """
     count, samples = t.shape
     middle = np.float32(0.5 * lattice.shape[0] - 0.5)
@@ -49,12 +53,12 @@ def place_samples(
     per_cell, top = np.float32(blocks / lattice.shape[0]), np.float32(blocks - 0.5)
     for index in prange(count):
         r = np.int64(index)  # prange counts unsigned, which does not mix with int
-        weight = np.zeros(coarse, np.float32)
-        step = (far[r] - near[r]) / np.float32(coarse)
+        weight = np.zeros(steps, np.float32)
+        step = (far[r] - near[r]) / np.float32(steps)
         o = origins[min(r, origins.shape[0] - 1)]
         transmittance, total, last = np.float32(1), np.float32(0), 0
         if step > 0:
-            for s in range(coarse):
+            for s in range(steps):
                 at = near[r] + step * (np.float32(s) + np.float32(0.5))
                 x = middle + scale * (o[0] + directions[r, 0] * at)
                 y = middle + scale * (o[1] + directions[r, 1] * at)
@@ -62,32 +66,41 @@ def place_samples(
                 last = s + 1
                 if not occupied[_block(z, per_cell, top), _block(y, per_cell, top), _block(x, per_cell, top)]:
                     continue
-                sigma = _trilinear(lattice, x, y, z)
-                if sigma > 0:
-                    passed = transmittance * np.exp(-sigma * step)
-                    weight[s] = transmittance - passed
-                    transmittance = passed
-                    total += weight[s]
+                absorbed = _trilinear(lattice, x, y, z) * step
+                if absorbed > NOTHING:
+                    here = transmittance * (np.float32(1) - np.exp(-absorbed))
+                    transmittance -= here
+                    total += here
+                    weight[s] = here**flatten
                 if transmittance < opaque:
                     break
         mass[r] = total
         if total <= 0:
             continue
         # widen by one step each way: the lattice knows the surface to about a cell
-        last = min(last + 1, coarse)
-        whole, before = np.float32(0), np.float32(0)
-        for s in range(last):
+        whole, before, end = np.float32(0), np.float32(0), 0
+        for s in range(min(last + 1, steps)):
             here = weight[s]
-            after = weight[s + 1] if s + 1 < coarse else np.float32(0)
+            after = weight[s + 1] if s + 1 < steps else np.float32(0)
             weight[s] = max(before, max(here, after))
             before = here
             whole += weight[s]
-        u = quantiles[min(r, quantiles.shape[0] - 1)]
-        s, below = 0, np.float32(0)
-        for q in range(samples):
-            target = u[q] * whole
-            while s < last - 1 and below + weight[s] < target:
+            if weight[s] > 0:
+                end = s + 1
+        quantile = u[min(r, u.shape[0] - 1)]
+        s, below, empty, edge = 0, np.float32(0), 0, np.float32(0)
+        for q in range(2 * samples):  # a sample, then the edge between it and the next
+            share = (q + 1) // 2 / np.float32(samples) if q % 2 else quantile[q // 2]
+            target = np.float32(share) * whole
+            while s < end - 1 and below + weight[s] <= target:
                 below += weight[s]
+                if weight[s] == 0:
+                    empty += 1
                 s += 1
-            share = (target - below) / max(weight[s], np.float32(1e-20))
-            t[r, q] = near[r] + step * (np.float32(s) + min(max(share, np.float32(0)), np.float32(1)))
+            inside = min(max((target - below) / max(weight[s], np.float32(1e-20)), np.float32(0)), np.float32(1))
+            if q % 2:
+                matter = step * (np.float32(s - empty) + inside)
+                gap[r, q // 2] = matter - edge
+                edge = matter
+            else:
+                t[r, q // 2] = near[r] + step * (np.float32(s) + inside)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from portrait_backend.radiance.cameras import Camera
-from portrait_backend.radiance.compositing import composite, ray_weights
+from portrait_backend.radiance.compositing import composite, midpoint_gaps, ray_weights
 from portrait_backend.radiance.density_grid import COARSE_STEPS, SAMPLES, DensityGrid, box_interval, propose, quantiles
 from portrait_backend.radiance.field import RadianceField
 
@@ -53,12 +53,12 @@ class RenderOutput:
 
 
 def _shade(
-    field: RadianceField, origins: Tensor, directions: Tensor, t: Tensor, features: bool, normals: bool
+    field: RadianceField, origins: Tensor, directions: Tensor, t: Tensor, gap: Tensor, features: bool, normals: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Decode and composite samples t (M, S): values (M, 3 or 32), alpha, depth (M,), normals (M, 3)."""
     points = origins.reshape(-1, 1, 3) + directions[:, None] * t[..., None]
     density, values = field.decode(points.reshape(-1, 3), features=features)
-    value, alpha, depth, _ = composite(density.view(t.shape), values.view(*t.shape, -1), t)
+    value, alpha, depth, _ = composite(density.view(t.shape), values.view(*t.shape, -1), t, gap)
     normal = surface_normals(field, origins + directions * depth[:, None]) if normals else None
     return value, alpha, depth, normal
 
@@ -79,14 +79,13 @@ def render_rays(
     generator: stratified sample positions instead of fixed ones. Where the samples of all rays exceed the budget they are
     rendered in chunks, whose graphs are recomputed in the backward pass; the result does not depend on the budget.
     """
-    t, index = propose(grid, origins, directions, quantiles(len(directions), samples, directions, generator), coarse)
+    placed = propose(grid, origins, directions, samples, coarse, generator)
     graph, rays = torch.is_grad_enabled(), _chunk_rays(samples, features, memory_budget_mb)
-    parts = []
-    for first in range(0, len(index), rays):
-        some = index[first : first + rays]
-        inputs = (field, origins if origins.ndim == 1 else origins[some], directions[some], t[first : first + rays], features, normals)
-        parts.append(checkpoint(_shade, *inputs, use_reentrant=False) if graph and len(index) > rays else _shade(*inputs))
-    return _scatter(parts, index, directions, 32 if features else 3, normals)
+    parts: list[tuple[Tensor, ...]] = []
+    for t, gap, index in zip(placed.t.split(rays), placed.gap.split(rays), placed.index.split(rays), strict=True):
+        inputs = (field, origins if origins.ndim == 1 else origins[index], directions[index], t, gap, features, normals)
+        parts.append(checkpoint(_shade, *inputs, use_reentrant=False) if graph and len(placed.t) > rays else _shade(*inputs))
+    return _scatter(parts, placed.index, directions, 32 if features else 3, normals)
 
 
 def _chunk_rays(samples: int, features: bool, memory_budget_mb: float) -> int:
@@ -165,7 +164,7 @@ def _shade_dense(
 
     density, values = decode(t)
     with torch.no_grad():
-        weight = ray_weights(density, t) + 1e-4
+        weight = ray_weights(density, t, midpoint_gaps(t)) + 1e-4
         cumulative = torch.cumsum(weight, -1)
         target = v * cumulative[:, -1:]
         s = torch.searchsorted(cumulative, target.contiguous()).clamp(max=t.shape[1] - 1)
@@ -175,4 +174,4 @@ def _shade_dense(
     order = torch.cat([t, finer], -1).sort(-1)
     density = torch.cat([density, density2], -1).gather(-1, order.indices)
     values = torch.cat([values, values2], 1).gather(1, order.indices[..., None].expand(-1, -1, values.shape[-1]))
-    return composite(density, values, order.values)[:3]
+    return composite(density, values, order.values, midpoint_gaps(order.values))[:3]

@@ -1,0 +1,114 @@
+"""The files are what other programs expect, and the same every time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from portrait_backend.files import atomic_path
+from portrait_backend.mesh.export import export_mesh, glb_bytes, vertex_colours
+from portrait_backend.mesh.types import HeadMesh
+from portrait_shared.errors import PortraitDiffusionError
+
+NODE = Path(__file__).parents[1] / "node"
+EXTRAS = {"seed": 7, "photo": "Zoë.png"}
+
+
+def test_glb_is_read_back_by_trimesh(head_mesh: HeadMesh, tmp_path: Path) -> None:
+    export_mesh(head_mesh, tmp_path / "head.glb", EXTRAS)
+    scene = trimesh.load(tmp_path / "head.glb", process=False)
+    (mesh,) = scene.geometry.values()
+    assert np.array_equal(mesh.faces, head_mesh.faces)
+    assert np.allclose(mesh.vertices, head_mesh.vertices)
+    assert np.allclose(mesh.vertex_normals, head_mesh.normals, atol=1e-6)
+    assert np.allclose(mesh.visual.uv, head_mesh.uv, atol=1e-6)
+    assert np.array_equal(np.asarray(mesh.visual.material.baseColorTexture.convert("RGB")), head_mesh.texture)
+    mesh.merge_vertices(merge_tex=True, merge_norm=True)
+    assert mesh.is_watertight
+    assert mesh.volume > 0
+
+
+def test_glb_header_and_extras(head_mesh: HeadMesh) -> None:
+    data = glb_bytes(head_mesh, EXTRAS)
+    assert data[:4] == b"glTF"
+    assert int.from_bytes(data[8:12], "little") == len(data)
+    document = json.loads(data[20 : 20 + int.from_bytes(data[12:16], "little")])
+    assert document["asset"] == {"version": "2.0", "generator": "Portrait Diffusion", "extras": EXTRAS}
+    assert document["nodes"][0]["extras"] == EXTRAS
+    (material,) = document["materials"]
+    assert material["pbrMetallicRoughness"]["metallicFactor"] == 0
+    assert material["doubleSided"] is False
+
+
+def test_glb_passes_the_khronos_validator(head_mesh: HeadMesh, tmp_path: Path) -> None:
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    if not (NODE / "node_modules/gltf-validator").is_dir():
+        pytest.skip("the glTF validator is not installed: npm install --prefix tests/node")
+    export_mesh(head_mesh, tmp_path / "head.glb", EXTRAS)
+    run = subprocess.run(
+        ["node", NODE / "gltf_validate.mjs", tmp_path / "head.glb"], capture_output=True, text=True, check=True, timeout=120
+    )
+    report: dict[str, Any] = json.loads(run.stdout)
+    assert report["issues"]["numErrors"] == 0, report["issues"]["messages"]
+    assert report["issues"]["numWarnings"] == 0, report["issues"]["messages"]
+    assert report["info"]["totalTriangleCount"] == len(head_mesh.faces)
+
+
+def test_obj_with_material_and_texture(head_mesh: HeadMesh, tmp_path: Path) -> None:
+    export_mesh(head_mesh, tmp_path / "head.obj")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["head.mtl", "head.obj", "head.png"]
+    mesh = trimesh.load(tmp_path / "head.obj", process=False)
+    assert len(mesh.faces) == len(head_mesh.faces)
+    assert np.allclose(mesh.bounds, [head_mesh.vertices.min(0), head_mesh.vertices.max(0)], atol=1e-5)
+    assert np.array_equal(np.asarray(mesh.visual.material.image.convert("RGB")), head_mesh.texture)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "head.png")), head_mesh.texture)
+
+
+def test_ply_with_vertex_colours(head_mesh: HeadMesh, tmp_path: Path) -> None:
+    export_mesh(head_mesh, tmp_path / "head.ply")
+    mesh = trimesh.load(tmp_path / "head.ply", process=False)
+    assert np.array_equal(mesh.faces, head_mesh.faces)
+    assert np.allclose(mesh.vertices, head_mesh.vertices)
+    assert np.array_equal(mesh.visual.vertex_colors[:, :3], vertex_colours(head_mesh))
+
+
+@pytest.mark.parametrize("suffix", ["glb", "obj", "ply"])
+def test_equal_meshes_give_equal_bytes(head_mesh: HeadMesh, tmp_path: Path, suffix: str) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        export_mesh(head_mesh, tmp_path / folder / f"head.{suffix}", dict(reversed(EXTRAS.items())) if folder == "b" else EXTRAS)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_unknown_format_is_named(head_mesh: HeadMesh, tmp_path: Path) -> None:
+    with pytest.raises(PortraitDiffusionError, match=r"\.fbx"):
+        export_mesh(head_mesh, tmp_path / "head.fbx")
+
+
+def test_atomic_path_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    target = tmp_path / "result.txt"
+    with atomic_path(target) as path:
+        path.write_text("old")
+    with pytest.raises(KeyError), atomic_path(target) as path:
+        path.write_text("half")
+        assert path.suffix == ".txt"
+        raise KeyError
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_head_mesh_refuses_wrong_shapes(head_mesh: HeadMesh) -> None:
+    with pytest.raises(ValueError, match="normals"):
+        HeadMesh(head_mesh.vertices, head_mesh.faces, head_mesh.uv, head_mesh.normals[1:], head_mesh.texture)
+    with pytest.raises(ValueError, match="index"):
+        HeadMesh(head_mesh.vertices, head_mesh.faces + 10**6, head_mesh.uv, head_mesh.normals, head_mesh.texture)
