@@ -113,7 +113,7 @@ def test_flat_chart_is_laid_out_without_distortion() -> None:
     grid = np.arange(9 * 17).reshape(9, 17)
     a, b, c, d = grid[:-1, :-1].ravel(), grid[1:, :-1].ravel(), grid[1:, 1:].ravel(), grid[:-1, 1:].ravel()
     faces = np.concatenate([np.stack([a, b, c], 1), np.stack([a, c, d], 1)])
-    uv = next(flatten(vertices, faces))
+    uv = next(flatten(vertices, faces, vertices))
     assert np.linalg.norm(uv[grid[-1, -1]] - uv[grid[0, 0]]) == pytest.approx(5**0.5, rel=1e-6)
     up = uv[grid[0, -1]] - uv[grid[0, 0]]
     assert up == pytest.approx([0, 2], abs=1e-6)

@@ -79,7 +79,9 @@ def test_the_fit_brings_the_reference_view_to_the_photo(portrait: Portrait) -> N
 
 def test_the_same_seed_gives_the_same_planes_and_another_does_not(portrait: Portrait) -> None:
     runs = [StarterPrior().initialise(portrait, PriorSettings(fit_steps=3), context(seed)) for seed in (1, 1, 2)]
-    assert torch.equal(runs[0].geometry.planes, runs[1].geometry.planes) and torch.equal(runs[0].appearance.planes, runs[1].appearance.planes)
+    assert torch.equal(runs[0].geometry.planes, runs[1].geometry.planes) and torch.equal(
+        runs[0].appearance.planes, runs[1].appearance.planes
+    )
     assert not torch.equal(runs[0].appearance.planes, runs[2].appearance.planes)
 
 

@@ -18,7 +18,7 @@ class Sphere:
 
     radius: float = 0.3
     solid: float = 1000.0
-    sharpness: float = 400.0
+    sharpness: float = 4000.0
     centre: tuple[float, float, float] = (0.0, 0.0, 0.0)
     half_extent: float = 0.5
 

@@ -38,13 +38,15 @@ def _same(a: RenderOutput | RayOutput, b: RenderOutput | RayOutput, tolerance: f
     for name in ("rgb", "alpha", "depth", "features", "normals"):
         x, y = getattr(a, name), getattr(b, name)
         assert (x is None) == (y is None), name
+        if name == "normals" and x is not None:  # differences of almost nothing are noise
+            x, y, tolerance = x * a.alpha[..., None], y * b.alpha[..., None], 1e-3
         assert x is None or torch.allclose(x, y, atol=tolerance), name
 
 
 @pytest.fixture(scope="module")
 def sphere_view(make_sphere: MakeField) -> tuple[Camera, RenderOutput]:
     camera = Camera.orbit(40, 20, 96)
-    return camera, render(make_sphere(RADIUS), camera, normals=True)
+    return camera, render(make_sphere(RADIUS), camera)
 
 
 def test_the_silhouette_of_a_sphere_has_the_tangent_cones_radius(sphere_view: tuple[Camera, RenderOutput]) -> None:
@@ -58,13 +60,15 @@ def test_the_depth_of_a_sphere_is_the_first_intersection(sphere_view: tuple[Came
     camera, out = sphere_view
     inner = _intersection(camera, 0.9 * RADIUS)[1]
     error = (out.depth - _intersection(camera, RADIUS)[0])[inner]
-    assert error.abs().mean() < 2e-3
-    assert error.abs().max() < 6e-3
+    assert abs(float(error.mean())) < 1e-3
+    assert error.abs().mean() < 3e-3  # a hard edge is found to within a sample, about 5e-3 apart
     assert (out.depth[out.alpha == 0] == 0).all()
 
 
-def test_the_normals_of_a_sphere_point_away_from_its_centre(sphere_view: tuple[Camera, RenderOutput]) -> None:
-    camera, out = sphere_view
+@pytest.mark.parametrize("sharpness", [100.0, 400.0])
+def test_the_normals_of_a_sphere_point_away_from_its_centre(make_sphere: MakeField, sharpness: float) -> None:
+    camera = Camera.orbit(40, 20, 64)
+    out = render(make_sphere(RADIUS, sharpness=sharpness), camera, normals=True)
     depth, _ = _intersection(camera, RADIUS)
     inner = _intersection(camera, 0.9 * RADIUS)[1].view(-1)
     origin, directions = camera.rays()
@@ -93,11 +97,12 @@ def test_a_translucent_ball_obeys_beer_lambert(make_sphere: MakeField) -> None:
     assert out.alpha[32, 32].item() == pytest.approx(1 - math.exp(-density * 2 * radius), abs=0.02)
 
 
-def test_dense_sampling_sees_the_same_sphere(make_sphere: MakeField, sphere_view: tuple[Camera, RenderOutput]) -> None:
-    camera, out = sphere_view
-    dense = render_dense(make_sphere(RADIUS), camera)
-    assert _psnr(out.alpha, dense.alpha) > 36  # a hard edge: the dense samples are the coarser ones
-    assert (out.depth - dense.depth)[out.alpha > 0.99].abs().mean() < 5e-3
+def test_dense_sampling_sees_the_same_sphere(make_sphere: MakeField) -> None:
+    camera, soft = Camera.orbit(40, 20, 64), make_sphere(RADIUS, solid=250.0, sharpness=150.0)
+    out, dense = render(soft, camera), render_dense(soft, camera)
+    assert _psnr(out.alpha, dense.alpha) > 45
+    assert _psnr(out.rgb, dense.rgb) > 45
+    assert (out.depth - dense.depth)[out.alpha > 0.99].abs().mean() < 1e-3
 
 
 @pytest.mark.parametrize("azimuth", [0, 90, 200])
@@ -175,7 +180,7 @@ def test_every_output_has_the_right_gradient_in_planes_and_decoder(shared: bool)
 
     weights = tuple(head.decoder.requires_grad_().parameters())
     assert outputs(*planes)[1].min() > 0.1
-    assert torch.autograd.gradcheck(outputs, (*planes, *weights), eps=1e-6, atol=1e-5)
+    assert torch.autograd.gradcheck(outputs, (*planes, *weights), eps=1e-6, atol=1e-5, fast_mode=True)
 
 
 def test_an_empty_field_is_transparent_and_finite(make_sphere: MakeField) -> None:

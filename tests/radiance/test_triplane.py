@@ -82,12 +82,13 @@ def test_impossible_triplanes_are_refused(options: dict, text: str) -> None:
         TriPlane(torch.zeros(3, 4, 8, 8), **options)
 
 
-def test_resizing_keeps_a_linear_ramp() -> None:
-    ramp = torch.linspace(0, 1, 8).view(1, 1, 1, 1, 8, 1).expand(1, 3, 2, 8, 8, 1)
-    large = resize_planes(ramp.contiguous(), 16)
-    assert large.shape == (1, 3, 2, 16, 16, 1)
-    inner = large[0, 0, 0, 8, 4:12, 0]
-    assert torch.allclose(inner.diff(), torch.full((7,), 1 / 14), atol=2e-3)
+def test_resizing_keeps_a_ramp_in_its_place() -> None:
+    ramp = torch.arange(8.0).view(1, 1, 1, 1, 8, 1).expand(1, 3, 2, 8, 8, 2).contiguous()
+    large = resize_planes(ramp, 16)
+    assert large.shape == (1, 3, 2, 16, 16, 2)
+    assert torch.allclose(large, large[:1, :1, :1, :1].expand_as(large), atol=1e-5)
+    assert torch.allclose(large[0, 0, 0, 0, 4:12, 0], (torch.arange(4, 12) + 0.5) / 2 - 0.5, atol=0.1)
+    assert resize_planes(ramp, 8) is ramp
 
 
 @pytest.mark.parametrize("outputs", [1, 4, 33])

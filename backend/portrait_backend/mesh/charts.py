@@ -23,6 +23,7 @@ BIAS = np.array([0.35, 0.0, 0.0, 0.0, 0.05, -0.1])
 FACE_CHART = 0
 SMOOTHING_LENGTH = 0.07
 """Head units over which the normals that decide the chart are averaged: features smaller than an ear don't cut charts."""
+RELAXING_LENGTH = 0.04
 MOST_PASSES = 300
 SMALLEST_CHART = 0.01
 """Charts below this share of all faces are merged into a neighbour."""
@@ -31,9 +32,8 @@ SMALLEST_CHART = 0.01
 def segment(vertices: FloatArray, faces: IntArray) -> IntArray:
     """Return (F,) labels: the index into DIRECTIONS of each face's chart. Vertices (V, 3) head units, faces closed."""
     mean = neighbour_mean(faces, len(vertices))
-    smooth = vertex_normals(vertices, faces)
-    edge = np.linalg.norm(vertices[faces[:, 0]] - vertices[faces[:, 1]], axis=1).mean()
-    for _ in range(min(MOST_PASSES, int(2 * (SMOOTHING_LENGTH / edge) ** 2) + 1)):
+    smooth = vertex_normals(relax(vertices, faces), faces)
+    for _ in range(passes_for(SMOOTHING_LENGTH, vertices, faces)):
         smooth = mean @ smooth
     centred = normalised(vertices - 0.5 * (vertices.min(0) + vertices.max(0)))
     guide = normalised(smooth) + 0.5 * centred
@@ -45,6 +45,20 @@ def segment(vertices: FloatArray, faces: IntArray) -> IntArray:
     labels = straighten(labels, faces)
     labels[cap] = len(DIRECTIONS)
     return merge_small(labels, faces, max(8, int(SMALLEST_CHART * len(faces))), keep=cap)
+
+
+def relax(vertices: FloatArray, faces: IntArray) -> FloatArray:
+    """Return vertices (V, 3) of the smoothed surface, on which folds and pits are gone."""
+    mean = neighbour_mean(faces, len(vertices))
+    for _ in range(passes_for(RELAXING_LENGTH, vertices, faces)):
+        vertices = mean @ vertices
+    return vertices
+
+
+def passes_for(length: float, vertices: FloatArray, faces: IntArray) -> int:
+    """Return how many times to average neighbours for a smoothing over `length` (head units)."""
+    edge = np.linalg.norm(vertices[faces[:, 0]] - vertices[faces[:, 1]], axis=1).mean()
+    return min(MOST_PASSES, int(2 * (length / edge) ** 2) + 1)
 
 
 def cut_faces(vertices: FloatArray, faces: IntArray) -> NDArray[np.bool_]:

@@ -18,7 +18,9 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 ANTI_RIPPLE = 0.7
-"""Standard deviation, in cells, of the smoothing that removes stair steps of a density steeper than a cell."""
+"""Least standard deviation, in cells, of the smoothing: removes stair steps of a density steeper than a cell."""
+FIELD_RIPPLE = 0.005
+"""Least standard deviation in head units (2 mm): removes the texels of the field's planes, keeps lips and ears."""
 LEAST_VALUE = 0.01 * CLIP
 """Samples keep this distance from the level, so that no vertex falls on a lattice point and no triangle degenerates."""
 SMALLEST_SHARE = 0.005
@@ -33,7 +35,8 @@ def extract_mesh(field: Field, resolution: int, context: Context, smoothing: int
     Raises `empty-mesh` if the field holds no solid.
     """
     volume = sample_lattice(field, resolution, context).numpy()
-    volume = ndimage.gaussian_filter(volume, ANTI_RIPPLE, mode="nearest", truncate=3.0)
+    sigma = max(ANTI_RIPPLE, FIELD_RIPPLE * (volume.shape[0] - 1) / (2 * field.half_extent))
+    volume = ndimage.gaussian_filter(volume, sigma, mode="nearest", truncate=3.0)
     volume = keep_one_solid(volume)
     vertices, faces = mcubes.marching_cubes(np.pad(volume, 1, constant_values=-CLIP), 0.0)
     cell = 2 * field.half_extent / (volume.shape[0] - 1)

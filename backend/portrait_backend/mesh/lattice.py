@@ -47,7 +47,7 @@ def sample_lattice(field: Field, resolution: int, context: Context) -> Tensor:
     volume = F.interpolate(coarse[None, None], size=side, mode="trilinear", align_corners=True)[0, 0]
     done = torch.zeros(blocks, blocks, blocks, dtype=torch.bool)
     for _ in range(MAX_ROUNDS):
-        todo = _grow(_near_surface(volume)) & ~done
+        todo = _near_surface(volume) & ~done
         if not bool(todo.any()):
             break
         _refine(field, volume, axis, todo, context)
@@ -68,10 +68,6 @@ def _block_maximum(volume: Tensor) -> Tensor:
         far = volume.narrow(axis, STRIDE, volume.shape[axis] - STRIDE)[(slice(None),) * axis + (slice(None, None, STRIDE),)]
         volume = torch.maximum(owned, far)
     return volume
-
-
-def _grow(blocks: Tensor) -> Tensor:
-    return F.max_pool3d(blocks.float()[None, None], 3, stride=1, padding=1)[0, 0] > 0
 
 
 def _refine(field: Field, volume: Tensor, axis: Tensor, todo: Tensor, context: Context) -> None:

@@ -24,34 +24,37 @@ ARAP_ITERATIONS = (1, 3, 10)
 
 The more iterations, the more even the texels; the fewer, the less a chart winds over itself.
 """
-MOST_STRETCH = 12.0
-"""Ratio of area scales inside a chart above which it is cut instead: texels would be 3.5 times as long in places."""
-MOST_FLIPS = 0.02
-"""Share of flipped faces above which untangling isn't tried: the chart needs a cut."""
-UNTANGLE_ATTEMPTS = 24
-LEAST_COTANGENT = 0.02
-"""Lower bound of the edge weights: obtuse corners would otherwise pull the wrong way and flip faces."""
+MOST_FLIPS = 0.003
+"""Share of flipped faces above which untangling isn't tried: they get charts of their own."""
+UNTANGLE_ATTEMPTS = 8
+LEAST_COTANGENT, MOST_COTANGENT = 0.02, 20.0
+"""Bounds of the edge weights: obtuse corners would otherwise pull the wrong way and flip faces."""
 
 
-def flatten(vertices: FloatArray, faces: IntArray) -> Iterator[FloatArray]:
-    """Yield layouts uv (V, 2) of a disk-shaped chart (V, 3), (F, 3) without flipped faces, the least distorted first.
+def flatten(vertices: FloatArray, faces: IntArray, relaxed: FloatArray) -> Iterator[FloatArray]:
+    """Yield layouts uv (V, 2) of a disk-shaped chart (V, 3), (F, 3) in units of `vertices`, the least distorted first.
 
-    In units of `vertices`; world +y points to +v where it can. A layout may still wind over itself.
+    relaxed (V, 3): the vertices on a smoothed surface, whose layouts come second: they know nothing of folds and
+    pits. World +y points to +v where it can. A layout may hold flipped faces or wind over itself.
     """
-    triangles = _local_triangles(vertices, faces)
-    conformal = _lscm(vertices, faces, triangles)
-    for state in reversed(_arap(conformal, faces, triangles)):
-        plane = _untangled(state, faces)
-        scale = signed_areas(plane, faces) / signed_areas(triangles.ravel(), np.arange(faces.size).reshape(-1, 3))
-        if not np.isfinite(plane).all() or scale.min() <= 0:
-            continue
-        low, high = np.quantile(scale, (0.02, 0.98))
-        if len(faces) < 8 or high < MOST_STRETCH * low:
-            yield _upright(plane, vertices)
+    area = 0.5 * np.linalg.norm(face_normals(vertices, faces), axis=1).sum()
+    for plane in _states(vertices, faces, relaxed):
+        plane = _untangled(plane, faces)
+        if np.isfinite(plane).all():
+            yield _upright(plane * np.sqrt(area / max(signed_areas(plane, faces).sum(), 1e-6 * area)), vertices)
+
+
+def _states(vertices: FloatArray, faces: IntArray, relaxed: FloatArray) -> Iterator[ComplexArray]:
+    for surface in (vertices, relaxed):
+        triangles = _local_triangles(surface, faces)
+        yield from reversed(_arap(_lscm(surface, faces, triangles), faces, triangles))
 
 
 def _untangled(plane: ComplexArray, faces: IntArray) -> ComplexArray:
-    """Return the plane with few flipped faces relaxed: their inner vertices, and a growing ring around, move to their neighbours' mean."""
+    """Return the plane with few flipped faces relaxed: their vertices, and a growing ring around, move to their neighbours' mean.
+
+    Vertices on the rim move only when moving the inner ones was not enough.
+    """
     count = len(plane)
     if (signed_areas(plane, faces) <= 0).sum() > MOST_FLIPS * len(faces):
         return plane
@@ -68,11 +71,12 @@ def _untangled(plane: ComplexArray, faces: IntArray) -> ComplexArray:
             break
         region = np.zeros(count)
         region[faces[flipped]] = 1
-        for _ in range(attempt // 3):
+        for _ in range(attempt // 2):
             region = graph @ region + region
-        inner = np.flatnonzero((region > 0) & ~rim)
-        for _ in range(10 * (attempt // 3 + 1)):
-            moved[inner] = mean[inner] @ moved
+        inner = np.flatnonzero((region > 0) & (~rim | (attempt >= UNTANGLE_ATTEMPTS // 2)))
+        rows = mean[inner]
+        for _ in range(8 * (attempt // 2 + 1)):
+            moved[inner] = rows @ moved
     return moved
 
 
@@ -120,7 +124,7 @@ def _arap(start: ComplexArray, faces: IntArray, triangles: ComplexArray) -> list
     edges = np.roll(triangles, -2, axis=1) - np.roll(triangles, -1, axis=1)
     before, after = np.roll(edges, -1, axis=1), np.roll(edges, -2, axis=1)
     corner = -np.conj(before) * after
-    cotangent = np.maximum(corner.real / np.maximum(np.abs(corner.imag), 1e-20), LEAST_COTANGENT)
+    cotangent = np.clip(corner.real / np.maximum(np.abs(corner.imag), 1e-20), LEAST_COTANGENT, MOST_COTANGENT)
     tail, head = np.roll(faces, -1, axis=1), np.roll(faces, -2, axis=1)
     i, j, w = tail.ravel(), head.ravel(), cotangent.ravel()
     laplacian = sparse.csc_array(

@@ -14,14 +14,22 @@ import xatlas
 from numpy.typing import NDArray
 
 from portrait_backend.context import Context
+from portrait_backend.geometry.meshes import face_normals
 from portrait_backend.geometry.rasterise import rasterise
-from portrait_backend.mesh.charts import FACE_CHART, components, dual_graph, halve, merge_small, segment
+from portrait_backend.mesh.charts import FACE_CHART, components, dual_graph, halve, merge_small, relax, segment
 from portrait_backend.mesh.cut import cut_to_disk, is_disk
 from portrait_backend.mesh.parametrise import flatten, signed_areas
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
+MOST_STRETCH, FACE_STRETCH = 12.0, 100.0
+"""Ratio of area scales inside a chart above which it is cut: texels 3.5 times as long in places; the face may have more."""
+CARVE_RINGS = 4
+"""Rings of faces around a fold that go with it into a chart of its own."""
+MOST_CARVED = 0.35
+SMALLEST_CARVED = 40
 FACE_SCALE = 1.3
 """The face gets this much more texel density than the rest, along each axis."""
 PADDING = 4
@@ -56,24 +64,39 @@ class _Chart:
 
 
 def unwrap(vertices: FloatArray, faces: IntArray, texture_size: int, context: Context) -> Unwrapped:
-    """Unwrap a closed mesh, vertices (V, 3) head units, faces (F, 3), for a texture of `texture_size` texels a side."""
-    labels = segment(vertices, faces)
-    charts = []
-    pieces = _pieces(labels, faces)
+    """Unwrap a closed mesh, vertices (V, 3) head units, faces (F, 3), for a texture of `texture_size` texels a side.
+
+    A chart that can't be laid flat without folds gives its folded places away to charts of their own; if they
+    are most of it, it is cut in half.
+    """
+    relaxed = relax(vertices, faces)
+    charts: list[_Chart] = []
+    pieces = _pieces(segment(vertices, faces), faces)
     while pieces:
         ids, label = pieces.pop()
-        context.report(len(faces) - sum(len(p[0]) for p in pieces) - len(ids), len(faces))
-        chart = _flatten_piece(vertices, faces, ids)
-        if chart is None:
-            side = halve(vertices, faces[ids]).astype(np.int64)
-            side = merge_small(side, faces[ids], max(2, len(ids) // 20), keep=np.zeros(len(ids), dtype=bool))
-            if not side.any() or side.all():
-                side = np.arange(len(ids)) * 2 // len(ids)
-            pieces.extend((ids[part], label) for part, _ in _pieces(side, faces[ids]))
-        else:
+        context.report(sum(len(chart.face_ids) for chart in charts), len(faces))
+        chart, bad = _flatten_piece(vertices, relaxed, faces, ids, FACE_STRETCH if label == FACE_CHART else MOST_STRETCH)
+        if chart is not None:
             charts.append(replace(chart, uv=chart.uv * (FACE_SCALE if label == FACE_CHART else 1.0)))
+        else:
+            side = _divide(vertices, faces[ids], bad)
+            pieces.extend((ids[part], label) for part, _ in _pieces(side, faces[ids]))
     charts.sort(key=lambda chart: (-len(chart.face_ids), int(chart.face_ids[0])))
     return _pack(charts, len(faces), texture_size)
+
+
+def _divide(vertices: FloatArray, faces: IntArray, bad: BoolArray) -> IntArray:
+    """Return (F,) 0 or 1: the surroundings of the bad faces apart, or, if those are too many or none, two halves."""
+    region = bad
+    for _ in range(CARVE_RINGS if bad.any() else 0):
+        touched = np.zeros(len(vertices), dtype=bool)
+        touched[faces[region]] = True
+        region = touched[faces].any(1)
+    side = region if 0 < region.mean() < MOST_CARVED else halve(vertices, faces)
+    parts = merge_small(side.astype(np.int64), faces, max(2, min(len(faces) // 20, SMALLEST_CARVED)), keep=np.zeros(len(faces), dtype=bool))
+    if parts.any() and not parts.all():
+        return parts
+    return np.arange(len(faces)) * 2 // len(faces)
 
 
 def _pieces(labels: IntArray, faces: IntArray) -> list[tuple[IntArray, int]]:
@@ -84,26 +107,45 @@ def _pieces(labels: IntArray, faces: IntArray) -> list[tuple[IntArray, int]]:
     return [(ids, int(labels[ids[0]])) for ids in sorted(parts, key=lambda ids: (-len(ids), int(ids[0])))]
 
 
-def _flatten_piece(vertices: FloatArray, faces: IntArray, ids: IntArray) -> _Chart | None:
-    """Return the piece cut to a disk and flattened, or None if it doesn't flatten without folds."""
+def _flatten_piece(
+    vertices: FloatArray, relaxed: FloatArray, faces: IntArray, ids: IntArray, most_stretch: float
+) -> tuple[_Chart | None, BoolArray]:
+    """Cut the piece to a disk and lay it flat: the chart and no bad faces, or None and the fewest bad faces (n,) of all layouts."""
     used, local = np.unique(faces[ids], return_inverse=True)
     source, disk = cut_to_disk(vertices[used], local.reshape(-1, 3).astype(np.int64))
     source = used[source]
+    fewest = np.ones(len(ids), dtype=bool)
     if not is_disk(disk):
-        return None
-    for uv in flatten(vertices[source], disk):
-        if len(ids) == 1 or not _overlaps(uv, disk):
-            return _Chart(ids, source, disk, uv)
-    return None
+        return None, fewest
+    area = np.linalg.norm(face_normals(vertices[source], disk), axis=1) / 2
+    for uv in flatten(vertices[source], disk, relaxed[source]):
+        scale = signed_areas(uv, disk) / np.maximum(area, 1e-20)
+        bad = scale <= 0
+        if not bad.any() and len(ids) > 1:
+            bad = _overlapping(uv, disk)
+        low, high = np.quantile(scale, (0.03, 0.97))
+        even = len(ids) < 8 or high < most_stretch * max(low, 0)
+        if len(ids) == 1 or (even and not bad.any()):
+            return _Chart(ids, source, disk, uv), np.zeros(len(ids), dtype=bool)
+        if even and bad.sum() < fewest.sum():
+            fewest = bad
+    return None, fewest
 
 
-def _overlaps(uv: FloatArray, faces: IntArray) -> bool:
-    """Return whether faces with positive area cover some place twice: the area drawn falls short of the area summed."""
+def _overlapping(uv: FloatArray, faces: IntArray) -> BoolArray:
+    """Return (F,) bool: faces that cover a place twice, or none if that is less than rounding at the edges makes."""
+    size = int(np.clip(5 * np.sqrt(len(faces)), 64, OVERLAP_SIZE))
     low, extent = uv.min(0), (uv.max(0) - uv.min(0)).max()
-    pixels = torch.from_numpy((uv - low) / extent * OVERLAP_SIZE)
-    drawn = int(rasterise(pixels, torch.from_numpy(faces), OVERLAP_SIZE, OVERLAP_SIZE).covered.sum())
+    pixels, triangles = torch.from_numpy((uv - low) / extent * size), torch.from_numpy(faces)
+    first = rasterise(pixels, triangles, size, size).face
+    found = np.zeros(len(faces), dtype=bool)
     summed = float(signed_areas(pixels.numpy(), faces).sum())
-    return summed - drawn > 8 + 0.002 * summed
+    if summed - int((first >= 0).sum()) > 8 + 0.002 * summed:
+        last = rasterise(pixels, triangles.flip(0), size, size).face
+        twice = (first >= 0) & (first != len(faces) - 1 - last)
+        found[first[twice].numpy()] = True
+        found[len(faces) - 1 - last[twice].numpy()] = True
+    return found
 
 
 def _pack(charts: list[_Chart], face_count: int, texture_size: int) -> Unwrapped:

@@ -20,8 +20,12 @@ REFERENCE_SIZE = 512
 """The pixel lengths below hold for images of this width and scale with it."""
 MATTE_FEATHER = (1.5, 9.0)
 """Pixels inside the solid matte over which trust rises from 0 to 1."""
-EDGE_FEATHER = (1.0, 5.0)
-"""Pixels from a depth edge over which trust rises from 0 to 1: photo and mesh never agree to the pixel there."""
+FAR_FEATHER, NEAR_FEATHER = (1.0, 5.0), (0.0, 1.5)
+"""Pixels from a depth edge over which trust rises from 0 to 1, on its far and its near side.
+
+Photo and mesh never agree to the pixel there; on the far side the colours of what is in front would stick."""
+EDGE_REACH = 4
+"""Pixels around in which something nearer puts a point on the far side."""
 SOLID_MATTE = 0.9
 DEPTH_EDGE = 0.03
 """Depth range (head units) in 3 x 3 pixels that makes a depth edge; a surface at 80 degrees stays below."""
@@ -75,11 +79,16 @@ class Projector:
         depth = rasterise(torch.cat([pixels, z[:, None]], 1), faces, camera.height, camera.width).depth
         high = F.max_pool2d(depth[None, None], 3, stride=1, padding=1)[0, 0]
         low = -F.max_pool2d(-depth[None, None], 3, stride=1, padding=1)[0, 0]
-        self.depth = torch.where(torch.isfinite(high), high, depth.nan_to_num(posinf=0.0))
         scale = camera.width / REFERENCE_SIZE
         edge = ~torch.isfinite(high) | (high - low > DEPTH_EDGE)
         solid = (view.matte >= SOLID_MATTE) & (view.valid >= 0.5)
-        self.trust = _rise(~edge, EDGE_FEATHER, scale) * _rise(solid, MATTE_FEATHER, scale)
+        trust = _rise(solid, MATTE_FEATHER, scale)
+        self.maps = torch.cat(
+            [view.image.permute(2, 0, 1), torch.stack([trust * _rise(~edge, feather, scale) for feather in (FAR_FEATHER, NEAR_FEATHER)])]
+        )
+        window = 2 * round(EDGE_REACH * scale) + 1
+        nearest = -F.max_pool2d(-depth[None, None], window, stride=1, padding=window // 2)[0, 0]
+        self.depths = torch.stack([torch.where(torch.isfinite(high), high, depth.nan_to_num(posinf=0.0)), nearest.nan_to_num(posinf=0.0)])
 
     def sample(self, points: Tensor, normals: Tensor, smooth_normals: Tensor) -> tuple[Tensor, Tensor]:
         """Return colours (N, 3) and trust (N,) in [0, 1] of points (N, 3) with unit normals (N, 3).
@@ -91,13 +100,13 @@ class Projector:
         size = torch.tensor([camera.width, camera.height], dtype=pixels.dtype)
         inside = ((pixels > 0) & (pixels < size)).all(1) & (z > 0)
         grid = (2 * pixels / size - 1).clamp(-2, 2)[None, None]
-        planes = torch.cat([self.view.image, self.trust[..., None]], 2).permute(2, 0, 1)[None]
-        sampled = F.grid_sample(planes, grid, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0].T
-        behind = F.grid_sample(self.depth[None, None], grid, mode="nearest", padding_mode="border", align_corners=False)[0, 0, 0]
+        sampled = F.grid_sample(self.maps[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0].T
+        depth, nearest = F.grid_sample(self.depths[None], grid, mode="nearest", padding_mode="border", align_corners=False)[0, :, 0]
         to_camera = F.normalize(camera.centre - points, dim=1)
         angle = smoothstep((smooth_normals * to_camera).sum(1), *COSINE_FEATHER) * smoothstep((normals * to_camera).sum(1), 0.0, 0.25)
-        seen = inside & (z <= behind + DEPTH_BIAS)
-        return sampled[:, :3], sampled[:, 3] * angle * seen
+        seen = inside & (z <= depth + DEPTH_BIAS)
+        trust = torch.where(z > nearest + DEPTH_EDGE, sampled[:, 3], sampled[:, 4])
+        return sampled[:, :3], trust * angle * seen
 
 
 def _rise(region: Tensor, feather: tuple[float, float], scale: float) -> Tensor:

@@ -63,7 +63,7 @@ def photo_hair_colour(portrait: Portrait) -> Tensor | None:
 
 def hair_share(points: Tensor) -> Tensor:
     """Return how surely unseen surface points (N, 3) are hair, by place: 1 on crown and back, 0 on neck, ears and temples."""
-    x, y, z = points.unbind(-1)
+    _, y, z = points.unbind(-1)
     above_neck = ((y - NECK[0]) / (NECK[1] - NECK[0])).clamp(0, 1)
     behind_ears = ((EARS_Z - z) / 0.08).clamp(0, 1)
     above_ears = ((y - EARS_TOP) / 0.08).clamp(0, 1)

@@ -86,7 +86,7 @@ class Encoder(nn.Module):
         self.norm = nn.GroupNorm(8, wide)
         self.out = nn.Conv2d(wide, 3 * config.depth * channels_out * (config.planes // 64) ** 2, 1)
         nn.init.normal_(self.out.weight, std=0.01)
-        nn.init.zeros_(self.out.bias)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode."""

@@ -29,7 +29,12 @@ def _add(target: Any, weight: Any, row: Any) -> None:  # a slice per corner: onl
 def gather(planes: Any, points: Any, axes: Any, out: Any) -> None:  # pragma: no cover - compiled
     """out[b, p] = sum over planes of the trilinear sample; planes (B, 3, D, H, W, C), points (B, P, 3), axes (3, 3), out (B, P, C)."""
     batch, count, depth, height, width, channels = (
-        points.shape[0], points.shape[1], planes.shape[2], planes.shape[3], planes.shape[4], planes.shape[5],
+        points.shape[0],
+        points.shape[1],
+        planes.shape[2],
+        planes.shape[3],
+        planes.shape[4],
+        planes.shape[5],
     )
     for n in prange(batch * count):
         b, p = n // count, n % count

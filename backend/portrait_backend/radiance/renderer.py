@@ -22,8 +22,8 @@ BYTES_PER_SAMPLE = {False: 512, True: 1024}
 """Peak bytes that one decoded sample costs while its graph is alive, without and with features (measured, rounded up)."""
 CACHE_SAMPLES = 32768
 """Without gradients, chunks of about this many samples are fastest: their activations stay in the cache."""
-NORMAL_STEP = 0.012
-"""Half the distance over which normals take differences, head units: about a cell of the default lattice."""
+NORMAL_STEP, SATURATED = 0.008, 1e-4
+"""Distance of the four differences of a normal, head units (3 mm), and share of a solid's density within which they count as empty or solid."""
 TETRAHEDRON = ((1.0, 1.0, 1.0), (1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0))
 
 
@@ -58,16 +58,21 @@ def _shade(
     """Decode and composite samples t (M, S): values (M, 3 or 32), alpha, depth (M,), normals (M, 3)."""
     points = origins.reshape(-1, 1, 3) + directions[:, None] * t[..., None]
     density, values = field.decode(points.reshape(-1, 3), features=features)
-    value, alpha, depth, _ = composite(density.view(t.shape), values.view(*t.shape, -1), t, gap)
+    value, alpha, depth, _ = composite(density.view(t.shape), values.view(*t.shape, values.shape[-1]), t, gap)
     normal = surface_normals(field, origins + directions * depth[:, None]) if normals else None
     return value, alpha, depth, normal
 
 
 def surface_normals(field: RadianceField, points: Tensor, step: float = NORMAL_STEP) -> Tensor:
-    """Return outward unit normals (N, 3) at surface points (N, 3): minus the density's gradient, from four differences at a tetrahedron's corners."""
+    """Return outward unit normals (N, 3) at surface points (N, 3).
+
+    Minus the gradient, by differences at a tetrahedron's corners, of the density's log-odds (a solid is twice the surface
+    density): a sigmoid edge is a ramp in them, so that the differences neither saturate nor vanish beside the surface.
+    """
     corners = points.new_tensor(TETRAHEDRON)
     density = field.density((points[:, None] + step / 3**0.5 * corners).reshape(-1, 3)).view(-1, 4)
-    return -torch.nn.functional.normalize(density @ corners.to(density.dtype), dim=-1, eps=1e-6)
+    odds = torch.logit(density / (2 * field.surface_density), SATURATED)
+    return -torch.nn.functional.normalize(odds @ corners.to(odds.dtype), dim=-1, eps=1e-6)
 
 
 def render_rays(
@@ -160,7 +165,7 @@ def _shade_dense(
 ) -> tuple[Tensor, Tensor, Tensor]:
     def decode(at: Tensor) -> tuple[Tensor, Tensor]:
         density, values = field.decode((origin + directions[:, None] * at[..., None]).reshape(-1, 3), features=features)
-        return density.view(at.shape), values.view(*at.shape, -1)
+        return density.view(at.shape), values.view(*at.shape, values.shape[-1])
 
     density, values = decode(t)
     with torch.no_grad():

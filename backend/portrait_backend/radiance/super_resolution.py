@@ -13,12 +13,12 @@ from portrait_backend.radiance.decoder import FEATURES
 
 @dataclass(frozen=True)
 class SuperResolutionConfig:
-    """Sizes: residual blocks of `width` channels at the input's resolution, `fine_width` at twice that; 0.36 M parameters by default."""
+    """Sizes: residual blocks of `width` channels at the input's resolution, `fine_width` at twice that; 0.33 M parameters by default."""
 
     features: int = FEATURES
     width: int = 64
     fine_width: int = 32
-    blocks: int = 4
+    blocks: int = 3
     scale: int = 4
 
 

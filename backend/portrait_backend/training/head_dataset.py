@@ -91,7 +91,7 @@ def camera_of(angles: Tensor) -> Tensor:
 
 
 def fit_inputs(landmarks: np.ndarray, size: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Fit noisy landmarks (M, 468, 2) px as the product does: similarity (M, 2, 3) on [-1, 1], angles (M, 2) rad, coefficients (M, K)."""
+    """Fit noisy landmarks (M, 468, 2) px as the product does: similarity (M, 2, 3), angles (M, 2) rad, coefficients (M, K)."""
     rng, model = np.random.default_rng(seed), load_landmark_model()
     smooth = rng.normal(0, LANDMARK_NOISE * size, (len(landmarks), 1, 2))
     noisy = torch.from_numpy(landmarks + rng.normal(0, LANDMARK_NOISE * size * 0.7, landmarks.shape) + smooth)
@@ -108,7 +108,9 @@ def fit_inputs(landmarks: np.ndarray, size: int, seed: int) -> tuple[Tensor, Ten
     return torch.cat(similarity), torch.cat(angles), torch.cat(coefficients)
 
 
-def load_heads(data: Path, limit: int | None = None, seed: int = 0, input_views: tuple[int, ...] | None = None, cache: Path | None = None) -> HeadDataset:
+def load_heads(
+    data: Path, limit: int | None = None, seed: int = 0, input_views: tuple[int, ...] | None = None, cache: Path | None = None
+) -> HeadDataset:
     """Read all finished identities of `data`; `input_views` fixes which views are inputs (default: those near the front).
 
     `cache`: a file that keeps the result for the next start (it is trusted to belong to the same arguments).

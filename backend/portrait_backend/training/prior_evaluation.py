@@ -31,7 +31,9 @@ def clean_input(data: HeadDataset, row: int) -> Tensor:
 
 
 @torch.no_grad()
-def march(network: PriorNetwork, planes: tuple[Tensor, Tensor], pose: Tensor, size: int, coarse: int = 48, fine: int = 24) -> tuple[Tensor, Tensor]:
+def march(
+    network: PriorNetwork, planes: tuple[Tensor, Tensor], pose: Tensor, size: int, coarse: int = 48, fine: int = 24
+) -> tuple[Tensor, Tensor]:
     """Render rgb (size, size, 3) premultiplied and alpha (size, size) by dense marching from pose (3, 4)."""
     g = ((torch.arange(size) + 0.5) / size * 2 - 1) / (2 * focal_pixels(1))
     y, x = torch.meshgrid(g, g, indexing="ij")
@@ -62,7 +64,9 @@ def march(network: PriorNetwork, planes: tuple[Tensor, Tensor], pose: Tensor, si
 
 
 @torch.no_grad()
-def evaluate_prior(network: PriorNetwork, data: HeadDataset, count: int = 16, size: int = 64, picture: Path | None = None) -> dict[str, list[float]]:
+def evaluate_prior(
+    network: PriorNetwork, data: HeadDataset, count: int = 16, size: int = 64, picture: Path | None = None
+) -> dict[str, list[float]]:
     """Return per view group [PSNR, foreground PSNR, IoU] over `count` identities at size x size px; optionally a PNG sheet."""
     scores: dict[str, list[tuple[float, float, float]]] = {name: [] for name in VIEWS}
     rows = []
@@ -73,7 +77,9 @@ def evaluate_prior(network: PriorNetwork, data: HeadDataset, count: int = 16, si
         tiles = [F.interpolate(image[:, :3], size=size, mode="area")[0].permute(1, 2, 0)]
         for name, views in VIEWS.items():
             for v in views:
-                target = F.interpolate(data.rgba[identity, v].float().permute(2, 0, 1)[None] / 255, size=size, mode="area")[0].permute(1, 2, 0)
+                target = F.interpolate(data.rgba[identity, v].float().permute(2, 0, 1)[None] / 255, size=size, mode="area")[0].permute(
+                    1, 2, 0
+                )
                 rgb, alpha = march(network, planes, data.cameras[identity, v], size)
                 truth = target[..., :3] * target[..., 3:] + 0.5 * (1 - target[..., 3:])
                 shown = rgb + 0.5 * (1 - alpha[..., None])
@@ -91,5 +97,3 @@ def image_scores(shown: Tensor, alpha: Tensor, truth: Tensor, matte: Tensor) -> 
     both, either = ((alpha > 0.5) & solid).sum(), ((alpha > 0.5) | solid).sum()
     psnr = [float(-10 * e.clamp_min(1e-10).log10()) for e in (error.mean(), error[solid].mean())]
     return psnr[0], psnr[1], float(both / either.clamp_min(1))
-
-

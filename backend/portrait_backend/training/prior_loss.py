@@ -162,10 +162,14 @@ class PriorLoss(nn.Module):
         terms = self._point_terms(raw[:, :count], rgb[:, :count], rays, appearance, device)
         terms |= self._patch_terms(raw[:, count:], rgb[:, count:], samples, patch, appearance, device)
         w = self.weights
-        terms["total"] = terms["occupancy"] + terms["colour"] + w.rgb * terms["rgb"] + w.alpha * terms["alpha"] + w.gradient * terms["gradient"]
+        terms["total"] = (
+            terms["occupancy"] + terms["colour"] + w.rgb * terms["rgb"] + w.alpha * terms["alpha"] + w.gradient * terms["gradient"]
+        )
         return terms
 
-    def _point_terms(self, raw: Tensor, rgb: Tensor, rays: dict[str, Tensor], appearance: Tensor, device: torch.device) -> dict[str, Tensor]:
+    def _point_terms(
+        self, raw: Tensor, rgb: Tensor, rays: dict[str, Tensor], appearance: Tensor, device: torch.device
+    ) -> dict[str, Tensor]:
         batch, n = rays["hit"].shape
         logits = raw.view(batch, 5, n).transpose(0, 1)
         bce = F.binary_cross_entropy_with_logits(logits, rays["target"].to(device), reduction="none")

@@ -8,6 +8,7 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -89,7 +90,7 @@ def train_prior(options: TrainPriorOptions) -> Path:
     else:
         network.load_state_dict(saved["network"])
     average = copy.deepcopy(network).eval()
-    network.encoder.to(memory_format=torch.channels_last)
+    network.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(_groups(network, options.learning_rate), betas=(0.9, 0.98))
     model = PriorLoss(network, LossWeights(), DensityActivation())
     model, optimiser = accelerator.prepare(model, optimiser)
@@ -100,11 +101,13 @@ def train_prior(options: TrainPriorOptions) -> Path:
         step, spent = saved["step"], saved["seconds"]
     generator = torch.Generator().manual_seed(options.seed * 100003 + step * 17 + accelerator.process_index)
     sampler = Sampler(data, generator, LossWeights())
-    accelerator.print(f"{len(data)} identities, {len(data.input_id)} inputs, {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters, step {step}")
+    accelerator.print(
+        f"{len(data)} identities, {len(data.input_id)} inputs, {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters, step {step}"
+    )
 
     log = (options.out / "log.jsonl").open("a")
     sums: dict[str, Tensor] = {}
-    clock = time.monotonic()
+    clock, reported = time.monotonic(), step
     while True:
         progress = max(step / options.steps, spent / (60 * options.minutes))
         if progress >= 1:
@@ -127,8 +130,9 @@ def train_prior(options: TrainPriorOptions) -> Path:
         if not accelerator.is_main_process:
             continue
         if step % 100 == 0 or last:
-            record: dict[str, object] = {"step": step, "seconds": round(spent, 1)} | {k: round(float(v) / 100, 4) for k, v in sums.items()}
-            sums = {}
+            means = {k: round(float(v) / (step - reported), 4) for k, v in sums.items()}
+            record: dict[str, Any] = {"step": step, "seconds": round(spent, 1), **means}
+            sums, reported = {}, step
             if validation is not None and (step % options.evaluate_every == 0 or last):
                 record["validation"] = evaluate_prior(average, validation, picture=options.out / f"validation_{step:06d}.png")
                 clock = time.monotonic()
@@ -138,7 +142,16 @@ def train_prior(options: TrainPriorOptions) -> Path:
         if step % options.save_every == 0 or last:
             plain = accelerator.unwrap_model(model).network
             state = {"network": plain.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict()}
-            _save(checkpoint, state | {"step": step, "seconds": spent, "config": asdict(average.config), "options": {"seed": options.seed, "batch": options.batch}})
+            _save(
+                checkpoint,
+                state
+                | {
+                    "step": step,
+                    "seconds": spent,
+                    "config": asdict(average.config),
+                    "options": {"seed": options.seed, "batch": options.batch},
+                },
+            )
     log.close()
     return checkpoint
 

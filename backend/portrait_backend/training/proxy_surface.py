@@ -44,7 +44,8 @@ def depth_maps(points: np.ndarray, grid: int) -> np.ndarray:
 
 def fit_proxy(data: HeadDataset, proxy: ProxySurface, limit: int = 400) -> float:
     """Fill the proxy's buffers from up to `limit` identities; returns the mean absolute error in head units of the face map."""
-    grid, first = proxy.mean.shape[-1], {}
+    grid = proxy.mean.shape[-1]
+    first: dict[int, int] = {}
     for row, identity in enumerate(data.input_id.tolist()):
         first.setdefault(identity, row)
     ids = list(first)[:limit]

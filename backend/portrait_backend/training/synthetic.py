@@ -37,8 +37,7 @@ def view_plan(rng: np.random.Generator, evaluation: bool) -> list[tuple[float, f
     near = [(float(rng.uniform(-20, 20)), float(rng.uniform(-14, 14))), (float(rng.uniform(-40, 40)), float(rng.uniform(-14, 14)))]
     start, count = rng.uniform(0, 360), 8 if evaluation else 7
     ring = [
-        (float((start + 360 / count * (i + rng.uniform(-0.4, 0.4)) + 180) % 360 - 180), float(rng.uniform(-30, 30)))
-        for i in range(count)
+        (float((start + 360 / count * (i + rng.uniform(-0.4, 0.4)) + 180) % 360 - 180), float(rng.uniform(-30, 30))) for i in range(count)
     ]
     return [near[0], *EVALUATION_VIEWS, *ring] if evaluation else [*near, *ring]
 
