@@ -23,6 +23,8 @@ NECK = (-0.24, -0.10)
 EARS_Z, EARS_TOP = -0.02, 0.08
 """Behind this depth, or above this height, there are no ears."""
 CONTRAST = 0.6
+SKIN_LIKE, LEAST_SHARE = 0.07, 0.25
+"""Hue (unit rgb vector) this close to the cheeks' counts as skin, unless less than this share is left."""
 LEAST_PIXELS = 200
 """Fewer hair pixels than this at 512 px tell no colour."""
 
@@ -56,9 +58,10 @@ def photo_hair_colour(portrait: Portrait) -> Tensor | None:
     colours = portrait.rgba.reshape(-1, 4)[:, :3]
     cheeks = portrait.landmarks[list(CHEEKS)].round().long().clamp(0, size - 1)
     skin = colours[cheeks[:, 1] * size + cheeks[:, 0]].median(0).values
-    distance = (colours[index] - skin).norm(dim=-1)
-    other = index[distance >= 0.5 * distance.quantile(0.9)]
-    return colours[other].median(0).values
+    hue = torch.nn.functional.normalize
+    distance = (hue(colours[index], dim=-1) - hue(skin, dim=-1)).norm(dim=-1)
+    other = index[distance > SKIN_LIKE]
+    return colours[other if len(other) > LEAST_SHARE * len(index) else index].median(0).values
 
 
 def hair_share(points: Tensor) -> Tensor:
