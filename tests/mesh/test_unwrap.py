@@ -10,11 +10,12 @@ import trimesh
 from portrait_backend.context import cpu_context
 from portrait_backend.geometry.meshes import compact
 from portrait_backend.geometry.rasterise import rasterise
+from portrait_backend.mesh.charts import FACE_CHART
 from portrait_backend.mesh.cut import cut_to_disk, is_disk
 from portrait_backend.mesh.extract import extract_mesh
 from portrait_backend.mesh.parametrise import flatten, signed_areas
 from portrait_backend.mesh.simplify import simplify
-from portrait_backend.mesh.unwrap import FACE_SCALE, Unwrapped, unwrap
+from portrait_backend.mesh.unwrap import CHART_SCALE, Unwrapped, _divide, unwrap
 from tests.mesh.fakes import HeadField
 
 Solid = tuple[np.ndarray, np.ndarray]
@@ -67,7 +68,7 @@ def test_few_charts_little_stretch_and_a_denser_face(solid: Solid, unwrapped: Un
     low, high = np.quantile(density, (0.05, 0.95))
     assert high / low < 2.2
     nose, back = vertices[faces].mean(1)[:, 2] > 0.25, vertices[faces].mean(1)[:, 2] < -0.2
-    assert np.median(density[nose]) / np.median(density[back]) == pytest.approx(FACE_SCALE, rel=0.1)
+    assert np.median(density[nose]) / np.median(density[back]) == pytest.approx(CHART_SCALE[FACE_CHART], rel=0.1)
     middle = np.abs(vertices[faces].mean(1) - [0, 0.05, 0.3]).max(1) < 0.08
     assert middle.sum() > 20
     assert len(np.unique(unwrapped.chart[middle])) == 1
@@ -117,3 +118,35 @@ def test_flat_chart_is_laid_out_without_distortion() -> None:
     assert np.linalg.norm(uv[grid[-1, -1]] - uv[grid[0, 0]]) == pytest.approx(5**0.5, rel=1e-6)
     up = uv[grid[0, -1]] - uv[grid[0, 0]]
     assert up == pytest.approx([0, 2], abs=1e-6)
+
+
+def test_folds_get_charts_of_their_own_and_the_face_stays_whole() -> None:
+    """A crumpled head with a loop of hair: layouts without flips all the same, most of it in few charts."""
+
+    class Crumpled(HeadField):
+        def distance(self, points: torch.Tensor) -> torch.Tensor:
+            waves = torch.sin(points @ torch.tensor([70.0, 20, 10])) + torch.sin(points @ torch.tensor([-30.0, 90, 40]))
+            hair = torch.sigmoid(60 * torch.maximum(points[:, 1] - 0.22, -0.08 - points[:, 2]))
+            q = points - torch.tensor([0.0, 0.40, -0.1])
+            loop = torch.stack([q[:, :2].norm(dim=-1) - 0.07, q[:, 2]], -1).norm(dim=-1) - 0.02
+            return torch.minimum(super().distance(points) - 0.015 * hair * waves, loop)
+
+    vertices, faces = simplify(*extract_mesh(Crumpled(), 96, cpu_context()), 8000)
+    assert trimesh.Trimesh(vertices, faces, process=False).euler_number <= 0
+    unwrapped = unwrap(vertices, faces, 1024, cpu_context())
+    assert (signed_areas(unwrapped.uv.astype(np.float64), unwrapped.faces) > 0).all()
+    assert np.sort(np.bincount(unwrapped.chart))[-8:].sum() > 0.9 * len(faces)
+    middle = np.abs(vertices[faces].mean(1) - [0, 0.05, 0.3]).max(1) < 0.08
+    assert len(np.unique(unwrapped.chart[middle])) == 1
+
+
+def test_carving_takes_the_surroundings_of_the_fold() -> None:
+    mesh = trimesh.creation.icosphere(3)
+    vertices, faces = np.asarray(mesh.vertices), np.asarray(mesh.faces)
+    bad = np.zeros(len(faces), dtype=bool)
+    bad[7] = True
+    side = _divide(vertices, faces, bad)
+    assert side[7] == 1
+    assert 20 < side.sum() < 0.35 * len(faces)
+    everything = _divide(vertices, faces, np.ones(len(faces), dtype=bool))
+    assert 0.4 < everything.mean() < 0.6

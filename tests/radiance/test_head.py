@@ -24,9 +24,11 @@ CAMERA = Camera.orbit(30, 10, 32)
 
 def _two_plane_head() -> Head:
     head = ellipsoid_head(depth=2, size=16)
-    appearance = TriPlane(torch.randn(3, 32, 24, 24, generator=torch.Generator().manual_seed(5)), 1, ((0, 1, 2), (1, 2, 0), (2, 0, 1)), 0.6, "mean")
+    features = torch.randn(3, 32, 24, 24, generator=torch.Generator().manual_seed(5))
+    appearance = TriPlane(features, 1, ((0, 1, 2), (1, 2, 0), (2, 0, 1)), 0.6, "mean")
     network = SuperResolution(SuperResolutionConfig(width=8, fine_width=8, blocks=1))
-    return replace(head, appearance=appearance, super_resolution=network, activation=DensityActivation(gain=4.0), meta={"seed": 7, "provider": "test"})
+    activation, meta = DensityActivation(gain=4.0), {"seed": 7, "provider": "test"}
+    return replace(head, appearance=appearance, super_resolution=network, activation=activation, meta=meta)
 
 
 @pytest.mark.parametrize("make", [lambda: ellipsoid_head(size=16), _two_plane_head])
@@ -39,7 +41,8 @@ def test_what_was_saved_is_loaded_and_saving_it_again_gives_the_same_bytes(make:
     assert torch.equal(loaded.appearance.planes, head.appearance.planes.half().float())
     assert (loaded.appearance is loaded.geometry) == (head.appearance is head.geometry)
     for plane, original in ((loaded.geometry, head.geometry), (loaded.appearance, head.appearance)):
-        assert (plane.axes, plane.depth, plane.half_extent, plane.reduce) == (original.axes, original.depth, original.half_extent, original.reduce)
+        for name in ("axes", "depth", "half_extent", "reduce"):
+            assert getattr(plane, name) == getattr(original, name), name
     assert (loaded.activation, loaded.meta) == (head.activation, head.meta)
     for a, b in zip(loaded.parameters(), head.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -77,7 +80,12 @@ def _rewrite(path: Path, **changes: object) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [({"format": 99}, "99"), ({"decoder": {"channels": 16, "hidden": 64}}, "size mismatch|loading state_dict"), ({"activation": {"colour": 1}}, "colour"), ({"geometry": {}}, "axes")],
+    [
+        ({"format": 99}, "99"),
+        ({"decoder": {"channels": 16, "hidden": 64}}, "size mismatch|loading state_dict"),
+        ({"activation": {"colour": 1}}, "colour"),
+        ({"geometry": {}}, "axes"),
+    ],
 )
 def test_files_that_are_no_head_are_named(changes: dict[str, object], reason: str, tmp_path: Path) -> None:
     path = tmp_path / "head.safetensors"

@@ -60,8 +60,8 @@ def test_the_depth_of_a_sphere_is_the_first_intersection(sphere_view: tuple[Came
     camera, out = sphere_view
     inner = _intersection(camera, 0.9 * RADIUS)[1]
     error = (out.depth - _intersection(camera, RADIUS)[0])[inner]
-    assert abs(float(error.mean())) < 1e-3
-    assert error.abs().mean() < 3e-3  # a hard edge is found to within a sample, about 5e-3 apart
+    assert error.abs().mean() < 3e-3  # a hard edge is found at the next sample; they are about 5e-3 apart
+    assert error.abs().max() < 1e-2
     assert (out.depth[out.alpha == 0] == 0).all()
 
 
@@ -130,8 +130,8 @@ def test_few_samples_give_the_gradient_of_many(head: Head) -> None:
 
 @pytest.mark.parametrize("stratified", [False, True])
 def test_the_memory_budget_does_not_change_the_result(head: Head, stratified: bool) -> None:
-    camera, results = Camera.orbit(-50, 0, 40), []
-    for budget in (1000.0, 0.5):
+    camera, results = Camera.orbit(-50, 0, 24), []
+    for budget in (1000.0, 1.0):
         planes = head.geometry.planes.clone().requires_grad_()
         changed = head.with_planes(head.geometry.with_planes(planes))
         generator = torch.Generator().manual_seed(3) if stratified else None

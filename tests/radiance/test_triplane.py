@@ -75,7 +75,12 @@ def test_a_triplane_samples_in_head_units_with_its_own_box_and_reduction() -> No
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [({"depth": 3}, "features must be"), ({"axes": ((0, 1, 1), (0, 1, 2), (0, 1, 2))}, "permutation"), ({"reduce": "max"}, "'max'"), ({"half_extent": 0}, "positive")],
+    [
+        ({"depth": 3}, "features must be"),
+        ({"axes": ((0, 1, 1), (0, 1, 2), (0, 1, 2))}, "permutation"),
+        ({"reduce": "max"}, "'max'"),
+        ({"half_extent": 0}, "positive"),
+    ],
 )
 def test_impossible_triplanes_are_refused(options: dict, text: str) -> None:
     with pytest.raises(ValueError, match=text):

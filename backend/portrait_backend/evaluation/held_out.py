@@ -2,7 +2,7 @@
 
 The input view is treated like a photo: its landmarks get detector noise, the product fits the pose, crops
 and runs the prior. Rendered views are compared with the truth at the truth's cameras, so that pose errors count.
-With --true-pose the input's pose and crop are the true ones: that is the prior alone.
+--fit-steps 0 is the network alone. With --true-pose the input's pose and crop are the true ones: that is the prior alone.
 
     python -m portrait_backend.evaluation.held_out DATA --identities 32 -o held_out.json
 """
@@ -136,29 +136,22 @@ def score_head(head: Head, data: HeadDataset, identity: int, scores: Scores) -> 
     return torch.cat(strip, 1)
 
 
-@torch.no_grad()
-def _unfitted(portrait: Portrait) -> Head:
-    return StarterPrior().initialise(portrait, PriorSettings(fit_steps=0), _context(0))
-
-
 def _context(seed: int) -> Context:
     return Context(torch.device("cpu"), torch.float32, torch.Generator().manual_seed(seed))
 
 
 def evaluate(data: HeadDataset, identities: int, fit_steps: int, sheet: Path | None = None) -> dict[str, object]:
-    """Score the network alone and with the fit on up to `identities` heads; returns {"network": table, "fitted": table}."""
-    network, fitted, strips = Scores({}, []), Scores({}, []), []
+    """Score stage 1 on up to `identities` heads; fit_steps 0 is the network alone. Optionally a PNG sheet of the first eight."""
+    scores, strips = Scores({}, []), []
     for row in range(min(identities, len(data.input_id))):
         portrait, identity = portrait_of(data, row), int(data.input_id[row])
-        with torch.no_grad():
-            score_head(_unfitted(portrait), data, identity, network)
         head = StarterPrior().initialise(portrait, PriorSettings(fit_steps=fit_steps), _context(row))
         with torch.no_grad():
-            strips.append(score_head(head, data, identity, fitted))
-        print(f"{row + 1}/{identities} foreground PSNR {[round(float(np.mean(v, 0)[1]), 2) for v in fitted.views.values()]}", flush=True)
+            strips.append(score_head(head, data, identity, scores))
+        print(f"{row + 1}/{identities} foreground PSNR {[round(float(np.mean(v, 0)[1]), 2) for v in scores.views.values()]}", flush=True)
     if sheet is not None:
         Image.fromarray((torch.cat(strips[:8]).clamp(0, 1).numpy() * 255).astype(np.uint8)).save(sheet)
-    return {"network": network.table(), "fitted": fitted.table(), "fit_steps": fit_steps}
+    return scores.table() | {"fit_steps": fit_steps}
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ DIRECTIONS = np.array([[0, 0.1, 1.0], [1, 0, -0.35], [-1, 0, -0.35], [0, 0, -1.0
 """Face, left, right, back, crown, below."""
 BIAS = np.array([0.35, 0.0, 0.0, 0.0, 0.05, -0.1])
 """The face chart reaches farther round than the others."""
-FACE_CHART = 0
+FACE_CHART, CUT_CHART = 0, len(DIRECTIONS)
 SMOOTHING_LENGTH = 0.07
 """Head units over which the normals that decide the chart are averaged: features smaller than an ear don't cut charts."""
 RELAXING_LENGTH = 0.04
@@ -30,7 +30,7 @@ SMALLEST_CHART = 0.01
 
 
 def segment(vertices: FloatArray, faces: IntArray) -> IntArray:
-    """Return (F,) labels: the index into DIRECTIONS of each face's chart. Vertices (V, 3) head units, faces closed."""
+    """Return (F,) labels: the index into DIRECTIONS of each face's chart, CUT_CHART for the cut of the neck. Vertices (V, 3) head units, faces closed."""
     mean = neighbour_mean(faces, len(vertices))
     smooth = vertex_normals(relax(vertices, faces), faces)
     for _ in range(passes_for(SMOOTHING_LENGTH, vertices, faces)):
@@ -43,7 +43,7 @@ def segment(vertices: FloatArray, faces: IntArray) -> IntArray:
     labels = score[faces].mean(1).argmax(1)
     cap = cut_faces(vertices, faces)
     labels = straighten(labels, faces)
-    labels[cap] = len(DIRECTIONS)
+    labels[cap] = CUT_CHART
     return merge_small(labels, faces, max(8, int(SMALLEST_CHART * len(faces))), keep=cap)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from portrait_backend.context import Context
 from portrait_backend.geometry.meshes import face_normals
 from portrait_backend.geometry.rasterise import rasterise
-from portrait_backend.mesh.charts import FACE_CHART, components, dual_graph, halve, merge_small, relax, segment
+from portrait_backend.mesh.charts import CUT_CHART, FACE_CHART, components, dual_graph, halve, merge_small, relax, segment
 from portrait_backend.mesh.cut import cut_to_disk, is_disk
 from portrait_backend.mesh.parametrise import flatten, signed_areas
 
@@ -30,8 +30,8 @@ CARVE_RINGS = 4
 """Rings of faces around a fold that go with it into a chart of its own."""
 MOST_CARVED = 0.35
 SMALLEST_CARVED = 40
-FACE_SCALE = 1.3
-"""The face gets this much more texel density than the rest, along each axis."""
+CHART_SCALE = {FACE_CHART: 1.3, CUT_CHART: 0.5}
+"""Texel density along each axis, relative to the rest: more for the face, less for the cut of the neck."""
 PADDING = 4
 """Texels between charts, at least: charts are packed on a lattice this coarse."""
 MIN_PACK_SIZE = 128
@@ -77,7 +77,7 @@ def unwrap(vertices: FloatArray, faces: IntArray, texture_size: int, context: Co
         context.report(sum(len(chart.face_ids) for chart in charts), len(faces))
         chart, bad = _flatten_piece(vertices, relaxed, faces, ids, FACE_STRETCH if label == FACE_CHART else MOST_STRETCH)
         if chart is not None:
-            charts.append(replace(chart, uv=chart.uv * (FACE_SCALE if label == FACE_CHART else 1.0)))
+            charts.append(replace(chart, uv=chart.uv * CHART_SCALE.get(label, 1.0)))
         else:
             side = _divide(vertices, faces[ids], bad)
             pieces.extend((ids[part], label) for part, _ in _pieces(side, faces[ids]))

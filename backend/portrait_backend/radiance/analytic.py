@@ -14,10 +14,16 @@ from portrait_backend.radiance.head import Head, TriPlane
 from portrait_backend.radiance.triplane import STARTER_AXES, Axes, to_neutral
 
 
-def _ellipsoid_planes(radii: Tensor, channels: int, depth: int, size: int, axes: Axes, half_extent: float, generator: torch.Generator) -> Tensor:
-    """Planes (1, 3, D, size, size, C): channel 0 sums to (x/a)^2 + (y/b)^2 + (z/c)^2, channels 1-3 are colour logits, the rest smooth noise."""
+def _ellipsoid_planes(
+    radii: Tensor, channels: int, depth: int, size: int, axes: Axes, half_extent: float, generator: torch.Generator
+) -> Tensor:
+    """Return planes (1, 3, D, size, size, C).
+
+    Channel 0 sums to (x/a)^2 + (y/b)^2 + (z/c)^2, channels 1-3 are colour logits, the rest is smooth noise.
+    """
     noise = torch.randn(3 * depth, channels, 9, 9, generator=generator)
-    planes = F.interpolate(noise, size=(size, size), mode="bicubic", align_corners=True).view(3, depth, channels, size, size).permute(0, 1, 3, 4, 2).contiguous()
+    smooth = F.interpolate(noise, size=(size, size), mode="bicubic", align_corners=True)
+    planes = smooth.view(3, depth, channels, size, size).permute(0, 1, 3, 4, 2).contiguous()
     squares = (((torch.arange(size) + 0.5) / size * 2 - 1) * half_extent) ** 2
     planes[..., 0], done = 0.0, set[int]()
     for k, (u, v, _) in enumerate(axes):  # each world axis is written into the first plane that has it
@@ -47,10 +53,18 @@ def _set_decoder(decoder: Decoder, sharpness: float, level: float, generator: to
 
 
 def ellipsoid_head(
-    radii: tuple[float, float, float] = (0.27, 0.36, 0.3), *, sharpness: float = 10.0, channels: int = 32, hidden: int = 64, depth: int = 1,
-    size: int = 128, axes: Axes = STARTER_AXES, half_extent: float = 0.5, seed: int = 0,
+    radii: tuple[float, float, float] = (0.27, 0.36, 0.3),
+    *,
+    sharpness: float = 10.0,
+    channels: int = 32,
+    hidden: int = 64,
+    depth: int = 1,
+    size: int = 128,
+    axes: Axes = STARTER_AXES,
+    half_extent: float = 0.5,
+    seed: int = 0,
 ) -> Head:
-    """Return an ellipsoid at the origin with smooth random colours; its surface (the level `surface_density`) has exactly these radii, head units.
+    """Return an ellipsoid at the origin with smooth random colours; its surface (at `surface_density`) has these radii, head units.
 
     sharpness: slope of the occupancy logit per unit of 1 - (x/a)^2 - (y/b)^2 - (z/c)^2; a trained head's surface is about as soft as 10.
     """

@@ -35,7 +35,8 @@ class Camera:
     def __post_init__(self) -> None:
         if tuple(self.world_to_camera.shape) != (3, 4) or tuple(self.intrinsics.shape) != (3, 3):
             raise ValueError(
-                f"Camera needs world_to_camera (3, 4) and intrinsics (3, 3), got {tuple(self.world_to_camera.shape)} and {tuple(self.intrinsics.shape)}"
+                "Camera needs world_to_camera (3, 4) and intrinsics (3, 3), "
+                f"got {tuple(self.world_to_camera.shape)} and {tuple(self.intrinsics.shape)}"
             )
 
     @classmethod

@@ -29,6 +29,7 @@ class DensityActivation:
     surface: float = 125.0
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return the density of raw decoder outputs."""
         if self.kind == "occupancy":
             return self.scale * torch.sigmoid(self.gain * x + self.bias)
         if self.kind == "softplus":

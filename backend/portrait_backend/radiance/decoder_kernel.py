@@ -33,7 +33,7 @@ class BlockedMlp(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         """Gradients of x always, of the weights if any weight needs one."""
         x, w1, b1, w2, b2, w3 = ctx.saved_tensors
         grad_x = torch.empty_like(x)

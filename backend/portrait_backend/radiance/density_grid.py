@@ -64,7 +64,12 @@ class DensityGrid:
     @classmethod
     @torch.no_grad()
     def build(
-        cls, field: RadianceField, resolution: int = RESOLUTION, refine: bool = True, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+        cls,
+        field: RadianceField,
+        resolution: int = RESOLUTION,
+        refine: bool = True,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> DensityGrid:
         """Evaluate the field without gradients: at half resolution, then again only where the neighbourhood is not constant.
 
@@ -133,8 +138,13 @@ def quantiles(rays: int, samples: int, like: Tensor, generator: torch.Generator 
 
 @torch.no_grad()
 def propose(
-    grid: DensityGrid, origins: Tensor, directions: Tensor, samples: int = SAMPLES, steps: int = COARSE_STEPS,
-    generator: torch.Generator | None = None, compiled: bool | None = None,
+    grid: DensityGrid,
+    origins: Tensor,
+    directions: Tensor,
+    samples: int = SAMPLES,
+    steps: int = COARSE_STEPS,
+    generator: torch.Generator | None = None,
+    compiled: bool | None = None,
 ) -> Samples:
     """Place samples along rays by importance, from the lattice alone.
 

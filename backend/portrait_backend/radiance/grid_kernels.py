@@ -38,8 +38,20 @@ def _block(x: Any, per_cell: Any, top: Any) -> Any:
 
 @njit(parallel=True, fastmath=True, cache=True)
 def place_samples(
-    lattice: Any, occupied: Any, scale: Any, origins: Any, directions: Any, near: Any, far: Any, steps: int, opaque: Any, flatten: Any, u: Any,
-    t: Any, gap: Any, mass: Any,
+    lattice: Any,
+    occupied: Any,
+    scale: Any,
+    origins: Any,
+    directions: Any,
+    near: Any,
+    far: Any,
+    steps: int,
+    opaque: Any,
+    flatten: Any,
+    u: Any,
+    t: Any,
+    gap: Any,
+    mass: Any,
 ) -> None:  # pragma: no cover - compiled
     """Fill t (N, S) with quantiles u (N or 1, S) of the flattened weights that the lattice gives each ray.
 

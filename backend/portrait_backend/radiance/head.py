@@ -165,8 +165,17 @@ class Head:
         return self._grids[key]
 
     def render(
-        self, camera: Camera, size: int | None = None, *, upsample: Upsample = "direct", grid: DensityGrid | None = None, samples: int = SAMPLES,
-        features: bool = False, normals: bool = False, background: Tensor | None = None, generator: torch.Generator | None = None,
+        self,
+        camera: Camera,
+        size: int | None = None,
+        *,
+        upsample: Upsample = "direct",
+        grid: DensityGrid | None = None,
+        samples: int = SAMPLES,
+        features: bool = False,
+        normals: bool = False,
+        background: Tensor | None = None,
+        generator: torch.Generator | None = None,
         memory_budget_mb: float = MEMORY_BUDGET_MB,
     ) -> RenderOutput:
         """Render `size` px wide (default: the camera's size).
@@ -176,7 +185,8 @@ class Head:
         """
         camera = camera if size is None else camera.resized(size)
         grid = grid or self.density_grid()
-        options: dict[str, Any] = {"grid": grid, "samples": samples, "normals": normals, "generator": generator, "memory_budget_mb": memory_budget_mb}
+        options: dict[str, Any] = {"grid": grid, "samples": samples, "normals": normals, "generator": generator}
+        options["memory_budget_mb"] = memory_budget_mb
         if upsample == "direct":
             return renderer.render(self, camera, features=features, background=background, **options)
         if upsample != "super_resolution":

@@ -50,7 +50,8 @@ def head_bytes(head: Head) -> bytes:
         record[name] = _plane_record(plane)
     for name, network in (("decoder", head.decoder), ("super_resolution", head.super_resolution)):
         if network is not None:
-            tensors.update({f"{name}.{key}": value.detach().to("cpu", torch.float32).contiguous() for key, value in network.state_dict().items()})
+            for key, value in network.state_dict().items():
+                tensors[f"{name}.{key}"] = value.detach().to("cpu", torch.float32).contiguous()
     return save(tensors, {METADATA_KEY: json.dumps(record, sort_keys=True, allow_nan=False)})
 
 

@@ -43,16 +43,16 @@ def gather(planes: Any, points: Any, axes: Any, out: Any) -> None:  # pragma: no
         for k in range(3):
             i, fx = _cell(points[b, p, axes[k, 0]], width)
             j, fy = _cell(points[b, p, axes[k, 1]], height)
-            l, fz = 0, np.float32(0.0)
+            m, fz = 0, np.float32(0.0)
             if depth > 1:
-                l, fz = _cell(points[b, p, axes[k, 2]], depth)
+                m, fz = _cell(points[b, p, axes[k, 2]], depth)
             for s in range(2 if depth > 1 else 1):
                 wz = fz if s else np.float32(1.0) - fz
                 if wz == 0.0:
                     continue
                 w00, w01 = wz * (1 - fx) * (1 - fy), wz * fx * (1 - fy)
                 w10, w11 = wz * (1 - fx) * fy, wz * fx * fy
-                below, above = planes[b, k, l + s, j], planes[b, k, l + s, j + 1]
+                below, above = planes[b, k, m + s, j], planes[b, k, m + s, j + 1]
                 r00, r01, r10, r11 = below[i], below[i + 1], above[i], above[i + 1]
                 for c in range(channels):
                     row[c] += w00 * r00[c] + w01 * r01[c] + w10 * r10[c] + w11 * r11[c]
@@ -70,16 +70,16 @@ def scatter(grad: Any, points: Any, axes: Any, parts: int, out: Any) -> None:  #
             row = grad[b, p, first : first + step]
             i, fx = _cell(points[b, p, axes[k, 0]], width)
             j, fy = _cell(points[b, p, axes[k, 1]], height)
-            l, fz = 0, np.float32(0.0)
+            m, fz = 0, np.float32(0.0)
             if depth > 1:
-                l, fz = _cell(points[b, p, axes[k, 2]], depth)
+                m, fz = _cell(points[b, p, axes[k, 2]], depth)
             for s in range(2 if depth > 1 else 1):
                 wz = fz if s else np.float32(1.0) - fz
                 if wz == 0.0:
                     continue
                 w00, w01 = wz * (1 - fx) * (1 - fy), wz * fx * (1 - fy)
                 w10, w11 = wz * (1 - fx) * fy, wz * fx * fy
-                below, above = out[b, k, l + s, j], out[b, k, l + s, j + 1]
+                below, above = out[b, k, m + s, j], out[b, k, m + s, j + 1]
                 _add(below[i, first : first + step], w00, row)
                 _add(below[i + 1, first : first + step], w01, row)
                 _add(above[i, first : first + step], w10, row)

@@ -6,7 +6,8 @@ differentiable in whatever the field is made of. The direction parameter t is z-
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,13 +24,13 @@ BYTES_PER_SAMPLE = {False: 512, True: 1024}
 CACHE_SAMPLES = 32768
 """Without gradients, chunks of about this many samples are fastest: their activations stay in the cache."""
 NORMAL_STEP, SATURATED = 0.008, 1e-4
-"""Distance of the four differences of a normal, head units (3 mm), and share of a solid's density within which they count as empty or solid."""
+"""Distance of the four differences of a normal, head units (3 mm); share of a solid's density that counts as empty (or as solid)."""
 TETRAHEDRON = ((1.0, 1.0, 1.0), (1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0))
 
 
 @dataclass(frozen=True)
 class RayOutput:
-    """Along N rays: rgb (N, 3) premultiplied, alpha (N,), depth (N,) camera z (0: nothing hit), features (N, 32) premultiplied, normals (N, 3).
+    """Along N rays: rgb (N, 3) and features (N, 32) premultiplied, alpha (N,), depth (N,) camera z (0: nothing hit), normals (N, 3).
 
     Normals are unit vectors in the world, 0 where nothing was hit.
     """
@@ -43,7 +44,7 @@ class RayOutput:
 
 @dataclass(frozen=True)
 class RenderOutput:
-    """An image: rgb (H, W, 3) premultiplied (or over the background), alpha (H, W), depth (H, W) camera z, features (H, W, 32), normals (H, W, 3)."""
+    """An image, each as in `RayOutput` with (H, W) for N; rgb is premultiplied, or over the background if one was given."""
 
     rgb: Tensor
     alpha: Tensor
@@ -76,8 +77,17 @@ def surface_normals(field: RadianceField, points: Tensor, step: float = NORMAL_S
 
 
 def render_rays(
-    field: RadianceField, origins: Tensor, directions: Tensor, grid: DensityGrid, *, samples: int = SAMPLES, coarse: int = COARSE_STEPS,
-    features: bool = False, normals: bool = False, generator: torch.Generator | None = None, memory_budget_mb: float = MEMORY_BUDGET_MB,
+    field: RadianceField,
+    origins: Tensor,
+    directions: Tensor,
+    grid: DensityGrid,
+    *,
+    samples: int = SAMPLES,
+    coarse: int = COARSE_STEPS,
+    features: bool = False,
+    normals: bool = False,
+    generator: torch.Generator | None = None,
+    memory_budget_mb: float = MEMORY_BUDGET_MB,
 ) -> RayOutput:
     """Render rays: origins (3,) or (N, 3), directions (N, 3) of unit camera z.
 
@@ -86,7 +96,7 @@ def render_rays(
     """
     placed = propose(grid, origins, directions, samples, coarse, generator)
     graph, rays = torch.is_grad_enabled(), _chunk_rays(samples, features, memory_budget_mb)
-    parts: list[tuple[Tensor, ...]] = []
+    parts: list[Any] = []
     for t, gap, index in zip(placed.t.split(rays), placed.gap.split(rays), placed.index.split(rays), strict=True):
         inputs = (field, origins if origins.ndim == 1 else origins[index], directions[index], t, gap, features, normals)
         parts.append(checkpoint(_shade, *inputs, use_reentrant=False) if graph and len(placed.t) > rays else _shade(*inputs))
@@ -99,7 +109,7 @@ def _chunk_rays(samples: int, features: bool, memory_budget_mb: float) -> int:
     return max(1, (limit if torch.is_grad_enabled() else min(limit, CACHE_SAMPLES)) // samples)
 
 
-def _scatter(parts: list[tuple[Tensor, ...]], index: Tensor, directions: Tensor, channels: int, normals: bool) -> RayOutput:
+def _scatter(parts: list[Any], index: Tensor, directions: Tensor, channels: int, normals: bool) -> RayOutput:
     """Put the results of the rays that hit back among the empty ones."""
     count = len(directions)
 
@@ -114,8 +124,16 @@ def _scatter(parts: list[tuple[Tensor, ...]], index: Tensor, directions: Tensor,
 
 
 def render(
-    field: RadianceField, camera: Camera, size: int | None = None, *, grid: DensityGrid | None = None, samples: int = SAMPLES,
-    features: bool = False, normals: bool = False, background: Tensor | None = None, generator: torch.Generator | None = None,
+    field: RadianceField,
+    camera: Camera,
+    size: int | None = None,
+    *,
+    grid: DensityGrid | None = None,
+    samples: int = SAMPLES,
+    features: bool = False,
+    normals: bool = False,
+    background: Tensor | None = None,
+    generator: torch.Generator | None = None,
     memory_budget_mb: float = MEMORY_BUDGET_MB,
 ) -> RenderOutput:
     """Render a camera's image, `size` pixels wide if given; builds the density lattice if none is passed. background (3,) rgb."""
@@ -123,22 +141,38 @@ def render(
     origin, directions = camera.rays()
     grid = grid or DensityGrid.build(field, device=directions.device, dtype=directions.dtype)
     out = render_rays(
-        field, origin, directions, grid, samples=samples, features=features, normals=normals, generator=generator, memory_budget_mb=memory_budget_mb
+        field,
+        origin,
+        directions,
+        grid,
+        samples=samples,
+        features=features,
+        normals=normals,
+        generator=generator,
+        memory_budget_mb=memory_budget_mb,
     )
     return _image(out, camera, background)
 
 
 def _image(out: RayOutput, camera: Camera, background: Tensor | None) -> RenderOutput:
-    maps = {f.name: getattr(out, f.name) for f in fields(out)}
-    shaped = {name: None if m is None else m.view(camera.height, camera.width, *m.shape[1:]) for name, m in maps.items()}
+    shape = (camera.height, camera.width)
+    rgb, alpha = out.rgb.view(*shape, 3), out.alpha.view(shape)
     if background is not None:
-        shaped["rgb"] = shaped["rgb"] + (1 - shaped["alpha"][..., None]) * background
-    return RenderOutput(**shaped)
+        rgb = rgb + (1 - alpha[..., None]) * background
+    features = None if out.features is None else out.features.view(*shape, out.features.shape[1])
+    return RenderOutput(rgb, alpha, out.depth.view(shape), features, None if out.normals is None else out.normals.view(*shape, 3))
 
 
 def render_dense(
-    field: RadianceField, camera: Camera, size: int | None = None, *, coarse: int = 48, fine: int = 48, features: bool = False,
-    generator: torch.Generator | None = None, memory_budget_mb: float = MEMORY_BUDGET_MB,
+    field: RadianceField,
+    camera: Camera,
+    size: int | None = None,
+    *,
+    coarse: int = 48,
+    fine: int = 48,
+    features: bool = False,
+    generator: torch.Generator | None = None,
+    memory_budget_mb: float = MEMORY_BUDGET_MB,
 ) -> RenderOutput:
     """Render as EG3D does: every ray, `coarse` even samples between the box's near and far depth, `fine` more by their weights.
 

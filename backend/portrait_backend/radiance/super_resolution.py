@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -55,7 +54,7 @@ class SuperResolution(nn.Module):
             nn.init.zeros_(self.out.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map premultiplied features (B, features, h, w), whose first three channels are rgb, to premultiplied rgb (B, 3, scale * h, scale * w)."""
+        """Map features (B, C, h, w) to rgb (B, 3, scale * h, scale * w), both premultiplied; the first three features are rgb."""
         if features.ndim != 4 or features.shape[1] != self.config.features:
             raise ValueError(f"super-resolution expects (B, {self.config.features}, h, w), got {tuple(features.shape)}")
         h = self.stem(features)
@@ -68,5 +67,3 @@ class SuperResolution(nn.Module):
     def config_dict(self) -> dict[str, int]:
         """Return the configuration as JSON data."""
         return asdict(self.config)
-
-

@@ -42,7 +42,7 @@ class _KernelSample(torch.autograd.Function):
 
 
 def _sample_torch(planes: Tensor, points: Tensor, axes: Axes) -> Tensor:
-    batch, _, depth, height, width, channels = planes.shape
+    batch, _, depth, _, _, channels = planes.shape
     total = planes.new_zeros(batch, points.shape[1], channels)
     for k, (u, v, w) in enumerate(axes):
         uv = points[..., [u, v]][:, :, None]
