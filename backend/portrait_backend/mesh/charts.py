@@ -30,7 +30,10 @@ SMALLEST_CHART = 0.01
 
 
 def segment(vertices: FloatArray, faces: IntArray) -> IntArray:
-    """Return (F,) labels: the index into DIRECTIONS of each face's chart, CUT_CHART for the cut of the neck. Vertices (V, 3) head units, faces closed."""
+    """Return (F,) labels: the index into DIRECTIONS of each face's chart, CUT_CHART for the cut of the neck.
+
+    vertices (V, 3) head units, faces (F, 3) closed.
+    """
     mean = neighbour_mean(faces, len(vertices))
     smooth = vertex_normals(relax(vertices, faces), faces)
     for _ in range(passes_for(SMOOTHING_LENGTH, vertices, faces)):

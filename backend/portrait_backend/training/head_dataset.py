@@ -29,8 +29,9 @@ DEPTH_ORIGIN, DEPTH_STEPS, EMPTY = 2.0, 20000.0, -32768
 class HeadDataset:
     """N identities x V views of S px: rgba (N, V, S, S, 4) u8 straight; depth (N, V, S, S) i16 (see `decode_depth`).
 
-    cameras (N, V, 3, 4) head units; angles (N, V, 2) degrees; landmarks (N, V, 468, 2) px; points (N, 468, 3) head units. Inputs (M,): identity
-    `input_id`, view `input_view`, fitted similarity (M, 2, 3) on [-1, 1], yaw/pitch (M, 2) radians, coefficients (M, K).
+    cameras (N, V, 3, 4) head units; angles (N, V, 2) degrees; landmarks (N, V, 468, 2) px; points (N, 468, 3) head units.
+    Inputs (M,): identity `input_id`, view `input_view`, fitted similarity (M, 2, 3) on [-1, 1],
+    yaw/pitch (M, 2) radians, coefficients (M, K).
     """
 
     rgba: Tensor

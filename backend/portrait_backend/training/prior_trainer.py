@@ -101,9 +101,8 @@ def train_prior(options: TrainPriorOptions) -> Path:
         step, spent = saved["step"], saved["seconds"]
     generator = torch.Generator().manual_seed(options.seed * 100003 + step * 17 + accelerator.process_index)
     sampler = Sampler(data, generator, LossWeights())
-    accelerator.print(
-        f"{len(data)} identities, {len(data.input_id)} inputs, {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters, step {step}"
-    )
+    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    accelerator.print(f"{len(data)} identities, {len(data.input_id)} inputs, {millions:.2f} M parameters, step {step}")
 
     log = (options.out / "log.jsonl").open("a")
     sums: dict[str, Tensor] = {}
