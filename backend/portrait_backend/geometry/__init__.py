@@ -1,1 +1,1 @@
-"""geometry."""
+"""Meshes and rasterising: pure functions on arrays."""

@@ -1,1 +1,1 @@
-"""mesh."""
+"""Radiance field to textured mesh: extract, simplify, unwrap, bake, export."""

@@ -18,6 +18,9 @@ AGGRESSIVENESS = (5, 3, 1)
 UNITS_SCALE = 1000.0
 """The library's tolerances are absolute: it works on head units x 1000."""
 FOLD_PASSES = 20
+BUDGET_GROWTH = 1.4
+SPARE = 16
+"""Faces kept back from the budget for edges that have to be separated."""
 
 log = logging.getLogger(__name__)
 
@@ -25,21 +28,62 @@ log = logging.getLogger(__name__)
 def simplify(vertices: FloatArray, faces: IntArray, budget: int) -> tuple[FloatArray, IntArray]:
     """Return the mesh with about `budget` faces at most (0 or more than there are: unchanged).
 
-    vertices (V, 3), faces (F, 3) closed. The result is closed too: if the collapse opens the mesh, gentler
-    schedules are tried, and when all fail the mesh stays as it is and a warning is logged.
+    vertices (V, 3), faces (F, 3) closed. The result is closed too: edges at which a collapse made sheets touch are
+    separated, then gentler schedules and larger budgets are tried; a budget that is not met is logged as a warning.
     """
     if budget <= 0 or len(faces) <= budget:
         return vertices, faces
-    for aggressiveness in AGGRESSIVENESS:
-        points, triangles = fast_simplification.simplify(
-            (vertices * UNITS_SCALE).astype(np.float64), faces.astype(np.int32), target_count=budget, agg=aggressiveness
-        )
-        reduced, kept = compact(points.astype(np.float64) / UNITS_SCALE, triangles.astype(np.int64))
-        reduced = np.clip(reduced, vertices.min(0), vertices.max(0))
-        if is_watertight(kept):
-            return unfold(reduced, kept), kept
+    goal = float(budget)
+    while goal < len(faces):
+        for aggressiveness in AGGRESSIVENESS:
+            result = _collapse(vertices, faces, int(goal), aggressiveness)
+            if result is not None:
+                if len(result[1]) > budget:
+                    log.warning("Fewer than %d faces would open the mesh: the budget of %d is exceeded.", len(result[1]), budget)
+                return result
+        goal *= BUDGET_GROWTH
     log.warning("Mesh simplification to %d faces would open the mesh: keeping %d faces.", budget, len(faces))
     return vertices, faces
+
+
+def _collapse(vertices: FloatArray, faces: IntArray, goal: int, aggressiveness: int) -> tuple[FloatArray, IntArray] | None:
+    """Return the mesh of at most `goal` faces, closed and without folds; None if the library's collapse opens it."""
+    points, triangles = fast_simplification.simplify(
+        (vertices * UNITS_SCALE).astype(np.float64), faces.astype(np.int32), target_count=max(goal - SPARE, 4), agg=aggressiveness
+    )
+    reduced, kept = compact(points.astype(np.float64) / UNITS_SCALE, triangles.astype(np.int64))
+    reduced, kept = separate_touching(np.clip(reduced, vertices.min(0), vertices.max(0)), kept)
+    if len(kept) > goal or not is_watertight(kept):
+        return None
+    return unfold(reduced, kept), kept
+
+
+def separate_touching(vertices: FloatArray, faces: IntArray) -> tuple[FloatArray, IntArray]:
+    """Give one of the two sheets that meet at an edge of four faces an edge of its own, by a vertex in its middle.
+
+    Two faces more per such edge, nothing moves; edges with any other number of faces stay as they are.
+    """
+    while True:
+        edges = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
+        unique, inverse, count = np.unique(edges, axis=0, return_inverse=True, return_counts=True)
+        touching = np.flatnonzero(count == 4)
+        if not len(touching):
+            return vertices, faces
+        a, b = unique[touching[0]]
+        around = np.flatnonzero(inverse.reshape(-1, 3).reshape(-1) == touching[0]) // 3
+        forward = [f for f in around if any(faces[f, i] == a and faces[f, (i + 1) % 3] == b for i in range(3))]
+        backward = [f for f in around if f not in forward]
+        if len(forward) != 2:
+            return vertices, faces
+        normals = face_normals(vertices, faces[[forward[0], *backward]])
+        partner = backward[int(np.argmax(normals[1:] @ normals[0]))]
+        middle = len(vertices)
+        vertices = np.concatenate([vertices, (vertices[a] + vertices[b])[None] / 2])
+        halves = []
+        for face in (forward[0], partner):
+            for end in (a, b):
+                halves.append(np.where(faces[face] == end, middle, faces[face]))
+        faces = np.concatenate([np.delete(faces, [forward[0], partner], axis=0), np.array(halves)])
 
 
 def unfold(vertices: FloatArray, faces: IntArray) -> FloatArray:
