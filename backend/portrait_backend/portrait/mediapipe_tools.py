@@ -70,7 +70,7 @@ def load_solutions() -> ModuleType:
             from mediapipe.python import solutions
     except ImportError as error:
         raise PortraitDiffusionError(
-            "mediapipe-missing", f"MediaPipe can't be imported ({error})", "Install it with `python3 -m pip install mediapipe==0.10.21`"
+            "mediapipe-missing", f"MediaPipe can't be imported ({error})", "portrait-diffusion doctor says which package is missing"
         ) from error
     return solutions
 

@@ -40,7 +40,7 @@ class FitWeights:
 
     rgb: float = 2.0
     matte: float = 0.5
-    grow: float = 0.05
+    grow: float = 1.0
     shape_anchor: float = 2.0
     colour_anchor: float = 2.0
     residual: float = 0.1
@@ -173,7 +173,7 @@ def _reference_loss(
         depth = -(origin @ directions[missing].T) / directions[missing].pow(2).sum(-1)
         t = depth[:, None] + torch.linspace(-0.3, 0.3, 24)
         raw = field.raw((origin + directions[missing, None] * t[..., None]).reshape(-1, 3)).view(len(missing), -1)
-        loss = loss + w.grow * F.softplus(1.0 - raw.amax(1)).sum() / len(truth) * 20
+        loss = loss + w.grow * F.softplus(1.0 - raw.amax(1)).sum() / len(truth)
     return loss, colour_error
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from portrait_backend.portrait.head_pose import fit_parameters, load_landmark_model, orbit_rotation
 from portrait_backend.radiance.cameras import ORBIT_RADIUS
 from portrait_backend.training.landmark_model import FACE_MESH
+from portrait_shared.errors import PortraitDiffusionError
 
 INPUT_AZIMUTH, INPUT_PITCH = 42.0, 20.0
 """Views within these angles (degrees) can be inputs."""
@@ -120,7 +121,11 @@ def load_heads(
         return HeadDataset(**torch.load(cache, weights_only=True, mmap=True))
     folders = [f for f in sorted(data.glob("id*")) if (f / "cameras.json").exists()][:limit]
     if not folders:
-        raise FileNotFoundError(f"no finished identities (id*/cameras.json) in {data}")
+        raise PortraitDiffusionError(
+            "data-empty",
+            f"there are no finished identities (id*/cameras.json) in {data}",
+            "Render some with portrait-diffusion train dataset",
+        )
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         loaded = list(pool.map(_load_identity, folders))
     rgba, depth, cameras, angles, marks, points = (list(x) for x in zip(*loaded, strict=True))
