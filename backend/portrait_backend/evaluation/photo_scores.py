@@ -1,0 +1,110 @@
+"""Table 1: a head's five views against its photo, the photo's own view against it, and neighbouring views against each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from portrait_backend.evaluation.candidates import REFERENCE, Candidate, ViewImages
+from portrait_backend.evaluation.geometry_metrics import consistency
+from portrait_backend.evaluation.image_metrics import over_white, psnr, sharpness, ssim
+from portrait_backend.evaluation.photos import landmark_error, matte_iou
+from portrait_backend.evaluation.scores import Score
+from portrait_backend.evaluation.view_models import ViewModel
+from portrait_backend.outputs import VIEWS
+from portrait_backend.portrait.types import PORTRAIT_SIZE, Portrait
+from portrait_backend.radiance.cameras import Camera
+from portrait_backend.radiance.renderer import RenderOutput
+
+TABLE_VIEWS = ("right", "right_front", "front", "left_front", "left")
+"""The paper's five views, in the order in which the head turns: neighbours stand side by side."""
+SHOWN_VIEWS = (*TABLE_VIEWS, "back")
+SECTION = "photos"
+
+
+@dataclass
+class Reference:
+    """A photo as the metrics need it: over white, its sharpness, its features for every learned metric."""
+
+    portrait: Portrait
+    image: Tensor
+    sharpness: float | None
+    features: list[Any] = field(default_factory=list)
+
+
+def reference_of(portrait: Portrait, models: list[ViewModel]) -> Reference:
+    """Prepare the photo once for all heads that are compared with it."""
+    rgb, matte = portrait.rgba[..., :3], portrait.matte
+    image = over_white(rgb * matte[..., None], matte)
+    solid = matte * (portrait.valid > 0.5)
+    return Reference(portrait, image, sharpness(rgb, solid), [model.features(image) for model in models])
+
+
+def score_photo(
+    subject: str, method: str, candidate: Candidate, reference: Reference, models: list[ViewModel], section: str = SECTION
+) -> tuple[list[Score], dict[str, NDArray[np.uint8]]]:
+    """Return all scores of a head against its photo, and its views over white (S, S, 3) u8 by name."""
+    if isinstance(candidate, ViewImages):
+        outputs = {name: _as_output(image) for name, image in candidate.images.items()}
+        cameras: dict[str, Camera] = {}
+    else:
+        cameras = {name: Camera.orbit(*VIEWS[name], PORTRAIT_SIZE) for name in SHOWN_VIEWS}
+        outputs = {name: candidate.render(camera) for name, camera in cameras.items()}
+        outputs[REFERENCE] = candidate.render(reference.portrait.camera)
+    found: list[tuple[str, str, float | None]] = []
+    if REFERENCE in outputs:
+        found += [(REFERENCE, name, value) for name, value in reference_figures(outputs[REFERENCE], reference.portrait).items()]
+    for view in TABLE_VIEWS:
+        if view in outputs:
+            found += [(view, name, value) for name, value in _view_figures(outputs[view], reference, models).items()]
+    for a, b in pairwise(TABLE_VIEWS):
+        if a in cameras and b in cameras:
+            error, seen = consistency(outputs[a], cameras[a], outputs[b], cameras[b])
+            found += [(a, "consistency", error), (a, "consistency_seen", seen)]
+    pictures = {name: _picture(outputs[name]) for name in (*SHOWN_VIEWS, REFERENCE) if name in outputs}
+    return [Score(section, subject, method, *row) for row in found], pictures
+
+
+def reference_figures(view: RenderOutput, portrait: Portrait) -> dict[str, float | None]:
+    """Return landmark error [%], matte IoU, PSNR and SSIM of a render of the photo's own view (512, 512)."""
+    over_grey = (view.rgb + 0.5 * (1 - view.alpha[..., None])).clamp(0, 1)
+    solid = (portrait.matte > 0.9) & (portrait.valid > 0.5)
+    marks = landmark_error((over_grey * 255).round().to(torch.uint8).numpy(), portrait)
+    matte = portrait.matte[..., None]
+    photo = portrait.rgba[..., :3] * matte + 0.5 * (1 - matte)
+    return {
+        "landmark_error": None if marks is None else 100 * marks,
+        "matte_iou": matte_iou(view.alpha, portrait),
+        "reference_psnr": psnr(over_grey, photo, solid),
+        "reference_ssim": ssim(over_grey, photo, solid),
+    }
+
+
+def _view_figures(view: RenderOutput, reference: Reference, models: list[ViewModel]) -> dict[str, float | None]:
+    image = over_white(view.rgb, view.alpha)
+    mine = sharpness(view.rgb / view.alpha.clamp_min(1e-6)[..., None], view.alpha)
+    relative = mine / reference.sharpness if mine is not None and reference.sharpness else None
+    figures: dict[str, float | None] = {"sharpness": relative}
+    for model, features in zip(models, reference.features, strict=True):
+        figures |= model.compare(features, model.features(image))
+    return figures
+
+
+def _as_output(rgba: Tensor) -> RenderOutput:
+    """Return an image (H, W, 4) as a render of 512 px a side, without depth."""
+    premultiplied = torch.cat([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], -1).permute(2, 0, 1)[None]
+    shape = (PORTRAIT_SIZE, PORTRAIT_SIZE)
+    way: dict[str, Any] = {"mode": "area"} if rgba.shape[0] > PORTRAIT_SIZE else {"mode": "bilinear", "align_corners": False}
+    x = F.interpolate(premultiplied, size=shape, **way)[0].permute(1, 2, 0)
+    return RenderOutput(x[..., :3], x[..., 3], torch.zeros(shape))
+
+
+def _picture(view: RenderOutput) -> NDArray[np.uint8]:
+    return np.asarray((over_white(view.rgb, view.alpha) * 255).round().to(torch.uint8).numpy())

@@ -1,0 +1,266 @@
+"""One evaluation: photos or finished jobs, the truth, other tools, ablations; scored, then written as a report."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from portrait_backend import __version__, devices
+from portrait_backend.context import Context, Progress
+from portrait_backend.evaluation import ablations, ground_truth, held_out, photo_scores
+from portrait_backend.evaluation.candidates import Candidate, FieldHead, Job, find_peer, load_job, load_peer
+from portrait_backend.evaluation.heads import make_head, stage_context
+from portrait_backend.evaluation.mesh_file import MeshHead, from_head_mesh
+from portrait_backend.evaluation.models import ModelState, default_folder, open_models
+from portrait_backend.evaluation.registration import register
+from portrait_backend.evaluation.report import Report, write_report
+from portrait_backend.evaluation.view_models import ViewModel
+from portrait_backend.job_folder import job_folder, read_record, write_record
+from portrait_backend.mesh.build import build_mesh
+from portrait_backend.models.inventory import starter_weights
+from portrait_backend.pipeline import generate, versions
+from portrait_backend.portrait.align import prepare_portrait
+from portrait_backend.portrait.faces import FaceDetector
+from portrait_backend.portrait.head_pose import load_landmark_model
+from portrait_backend.portrait.mediapipe_tools import MediaPipeFaces
+from portrait_backend.portrait.types import Portrait
+from portrait_backend.training.head_dataset import HeadDataset, load_heads
+from portrait_shared.errors import PortraitDiffusionError
+from portrait_shared.settings import Settings, from_dict, to_dict
+
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".heic", ".heif", ".avif")
+HEADS = "heads"
+"""Folder in the report for the jobs that the evaluation itself made."""
+GROUND_TRUTH_SEED = 1
+"""Seed of the landmark noise on the inputs; `held_out` uses the same."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to evaluate. compare: other tools' results as (name, path); identities: how many of the truth's; say: for lines to the user."""
+
+    jobs: tuple[Path, ...] = ()
+    photos: Path | None = None
+    truth: Path | None = None
+    compare: tuple[tuple[str, Path], ...] = ()
+    ablations: bool = False
+    identities: int = 32
+    models: Path | None = None
+    download: bool = False
+    say: Callable[[str], None] = field(default=lambda line: None)
+
+
+@dataclass
+class _Run:
+    task: Task
+    settings: Settings
+    context: Context
+    folder: Path
+    detector: FaceDetector
+    models: list[ViewModel]
+    report: Report
+
+    def photos(self) -> None:
+        """Score every job and photo, and the other tools' heads of the same photos."""
+        cases = list(self.cases())
+        for number, (subject, job, photo) in enumerate(cases):
+            self.context.for_stage("photos").report(number, len(cases))
+            with self.leaving_out(subject):
+                folder = job or self.generated(photo, subject)
+                self.photo(subject, load_job(folder, self.context.device), photo)
+        if cases:
+            self.context.for_stage("photos").report(len(cases), len(cases))
+
+    def cases(self) -> Iterator[tuple[str, Path | None, Path]]:
+        """Yield (subject, job folder or None, photo)."""
+        found = photos_in(self.task.photos) if self.task.photos else []
+        done = set()
+        for job in self.task.jobs:
+            record = read_record(job)
+            if record is None:
+                load_job(job, self.context.device)  # says what is wrong
+                continue
+            photo = find_photo(record, [*found, *_nearby(job, record)])
+            done.add(photo)
+            yield job.name, job, photo
+        if not self.task.jobs:
+            yield from ((photo.stem, None, photo) for photo in found if photo not in done)
+
+    def generated(self, photo: Path, subject: str) -> Path:
+        """Make the head of a photo, inside the report's folder."""
+        folder = self.folder / HEADS / subject
+        generate(photo, self.settings, self.context.on_progress, folder, self.context.cancelled)
+        return folder
+
+    def photo(self, subject: str, job: Job, photo: Path) -> None:
+        """Score one job and the other tools' heads of its photo."""
+        settings = from_dict(job.record["settings"])
+        portrait = prepare_portrait(photo, stage_context(self.context, settings, "portrait"))
+        reference = photo_scores.reference_of(portrait, self.models)
+        self.report.photos[subject] = np.asarray((portrait.image * 255).round().to(torch.uint8).numpy())
+        self.report.record["subjects"][subject] = _about(job.record)
+        candidates: dict[str, Candidate] = dict(job.methods)
+        marks = load_landmark_model().shape(portrait.coefficients.double()).float()
+        candidates |= self.peers(subject, marks, photo.stem)
+        for method, candidate in candidates.items():
+            scores, pictures = photo_scores.score_photo(subject, method, candidate, reference, self.models)
+            self.report.scores += scores
+            self.report.pictures[photo_scores.SECTION, subject, method] = pictures
+            if isinstance(candidate, MeshHead):
+                self.report.meshes[subject, method] = candidate
+        if self.task.ablations:
+            self.ablate(subject, portrait, reference)
+
+    def peers(self, subject: str, landmarks: Tensor, other_name: str = "") -> dict[str, Candidate]:
+        """Return the other tools' heads of a subject, meshes placed by their faces."""
+        found: dict[str, Candidate] = {}
+        for name, path in self.task.compare:
+            with self.leaving_out(f"{subject}, {name}"):
+                place = find_peer(path, subject) or (find_peer(path, other_name) if other_name else None)
+                if place is None:
+                    raise PortraitDiffusionError("peer-missing", f"{path} holds nothing for {subject}", f"Put {subject}.glb there")
+                peer = load_peer(place)
+                found[name] = register(peer, landmarks, self.detector) if isinstance(peer, MeshHead) else peer
+        return found
+
+    def ablate(self, subject: str, portrait: Portrait, reference: photo_scores.Reference) -> None:
+        """Score every row of the ablation study that this version can run on one photo."""
+        able, _ = ablations.split(self.settings)
+        for number, (row, settings) in enumerate(able):
+            self.context.for_stage("ablations").report(number, len(able))
+            head = FieldHead(make_head(portrait, settings, self.context), self.context.device)
+            scores, pictures = photo_scores.score_photo(subject, row.method, head, reference, self.models, "ablations")
+            self.report.scores += scores
+            self.report.pictures["ablations", subject, row.method] = pictures
+
+    def truth(self, folder: Path) -> None:
+        """Score heads made of a data set's input views, and the other tools' heads of them, against the truth."""
+        data = load_heads(folder, self.task.identities, seed=GROUND_TRUTH_SEED, input_views=(0,))
+        names = ground_truth.names_of(folder)
+        for row in range(len(data.input_id)):
+            self.context.for_stage("ground truth").report(row, len(data.input_id))
+            with self.leaving_out(names[int(data.input_id[row])]):
+                self.identity(folder, data, row, names[int(data.input_id[row])])
+        self.context.for_stage("ground truth").report(len(data.input_id), len(data.input_id))
+
+    def identity(self, folder: Path, data: HeadDataset, row: int, name: str) -> None:
+        """Score one identity."""
+        identity, portrait = int(data.input_id[row]), held_out.portrait_of(data, row)
+        head = make_head(portrait, self.settings, self.context)
+        mesh = build_mesh(head, portrait, self.settings.mesh, stage_context(self.context, self.settings, "mesh"))
+        candidates: dict[str, Candidate] = {"field": FieldHead(head, self.context.device), "mesh": from_head_mesh(mesh)}
+        candidates |= self.peers(name, data.points[identity])
+        for method, candidate in candidates.items():
+            with self.leaving_out(f"{name}, {method}"):
+                scores, strip = ground_truth.score_identity(name, method, candidate, data, folder, identity, self.models)
+                self.report.scores += scores
+                picture = np.asarray((strip * 255).round().to(torch.uint8).numpy())
+                self.report.pictures[ground_truth.SECTION, name, method] = {"truth above, result below": picture}
+
+    @contextmanager
+    def leaving_out(self, what: str) -> Iterator[None]:
+        """Note what can't be evaluated and go on with the rest."""
+        try:
+            yield
+        except PortraitDiffusionError as error:
+            self.report.record["problems"].append(f"{what}: {error.message}")
+
+
+def evaluate(
+    task: Task,
+    settings: Settings,
+    output: Path,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Report:
+    """Evaluate and write the report to the folder `output`, which appears when it is complete.
+
+    What can't be evaluated is named in the report; if nothing can, that is an error. Raises PortraitDiffusionError
+    evaluation-empty, photos-empty, photo-not-found, data-empty and those of `job_folder`; Cancelled.
+    """
+    check(task)
+    device = devices.choose_device(settings.device)
+    context = Context(device, torch.float32, torch.Generator(device), on_progress, cancelled)
+    with job_folder(output) as folder, MediaPipeFaces() as detector, devices.reproducible():
+        models, states = open_models(task.models or default_folder(), detector, task.download, task.say)
+        report = Report(_record(settings, context, states))
+        run = _Run(task, settings, context, folder, detector, models, report)
+        run.photos()
+        if task.truth is not None:
+            run.truth(task.truth)
+        if not report.scores:
+            raise PortraitDiffusionError(
+                "evaluation-empty", "; ".join(report.record["problems"]) or "there was nothing to evaluate", "See docs/evaluation.md"
+            )
+        write_report(report, folder)
+        write_record(folder, {key: report.record[key] for key in ("generator", "started", "settings", "weights", "problems")})
+    return report
+
+
+def check(task: Task) -> None:
+    """Raise PortraitDiffusionError for a task that can't be carried out, before anything is computed."""
+    if not (task.jobs or task.photos or task.truth):
+        raise PortraitDiffusionError("evaluation-empty", "there is nothing to evaluate", "Give job folders, --photos or --ground-truth")
+    for path, option in ((task.photos, "--photos"), (task.truth, "--ground-truth")):
+        if path is not None and not path.is_dir():
+            raise PortraitDiffusionError("data-not-found", f"{path} is not a folder", f"Give {option} a folder")
+    if task.photos and not task.jobs and not photos_in(task.photos):
+        raise PortraitDiffusionError("photos-empty", f"{task.photos} holds no photos", f"Put {', '.join(PHOTO_SUFFIXES[:4])} files there")
+    for name, path in task.compare:
+        if not path.exists():
+            raise PortraitDiffusionError(
+                "peer-missing", f"there is no {path} to compare as {name}", "Give --compare NAME=PATH of a file or folder"
+            )
+
+
+def photos_in(folder: Path) -> list[Path]:
+    """Return the photos of a folder by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file())
+
+
+def find_photo(record: dict[str, Any], places: list[Path]) -> Path:
+    """Return the photo of a job among `places` by its sha256; raises PortraitDiffusionError ``photo-not-found``."""
+    wanted = record["photo"]["sha256"]
+    for path in sorted(places, key=lambda place: place.name != record["photo"]["name"]):
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == wanted:
+            return path
+    raise PortraitDiffusionError(
+        "photo-not-found",
+        f"the photo {record['photo']['name']} (sha256 {wanted[:12]}...) is not beside the job",
+        "Say with --photos in which folder it is",
+    )
+
+
+def _nearby(job: Path, record: dict[str, Any]) -> list[Path]:
+    return [folder / record["photo"]["name"] for folder in (job, job.resolve().parent, Path.cwd())]
+
+
+def _about(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what a report says about a job."""
+    return {key: record.get(key) for key in ("generator", "photo", "seed", "settings", "weights", "pose", "warnings", "seconds")}
+
+
+def _record(settings: Settings, context: Context, states: list[ModelState]) -> dict[str, Any]:
+    _, unable = ablations.split(settings)
+    return {
+        "format": 1,
+        "generator": f"portrait-diffusion {__version__}",
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": devices.describe_device(context.device),
+        "settings": to_dict(settings),
+        "weights": {weight.name: weight.sha256 for weight in starter_weights()},
+        "versions": versions(),
+        "models": [state.record() for state in states],
+        "subjects": {},
+        "unavailable_ablations": [{"figure": row.figure, "name": row.name, "reason": reason} for row, reason in unable],
+        "problems": [],
+    }
