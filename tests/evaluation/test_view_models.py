@@ -31,7 +31,9 @@ def test_lpips_from_files(tmp_path: Path) -> None:
 
 def test_clip_reports_projected_and_hidden_features_apart(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="CLIP needs the package transformers")
-    config = transformers.CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, projection_dim=8)
+    config = transformers.CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, projection_dim=8
+    )
     torch.manual_seed(0)
     transformers.CLIPVisionModelWithProjection(config).save_pretrained(tmp_path)
     model = ClipModel(tmp_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,10 +34,14 @@ class Renderable(Protocol):
 
 @dataclass(frozen=True)
 class FieldHead:
-    """A radiance field on its device; what it renders comes back to the CPU."""
+    """A radiance field on its device; what it renders comes back to the CPU.
+
+    images: pictures {view: rgba (H, W, 4) straight} of it that are there already.
+    """
 
     head: Head
     device: torch.device
+    images: dict[str, Tensor] = field(default_factory=dict)
 
     @torch.no_grad()
     def render(self, camera: Camera, size: int | None = None, *, normals: bool = False) -> RenderOutput:
@@ -71,7 +75,8 @@ def load_job(folder: Path, device: torch.device) -> Job:
         raise PortraitDiffusionError(
             "job-not-found", f"{folder} holds no finished job", "Give a folder that portrait-diffusion generate has written"
         )
-    methods: dict[str, Renderable] = {"field": FieldHead(Head.load(folder / "head.safetensors").to(device), device)}
+    images = {name: _read_rgba(path) for name, path in _view_files(folder / "views").items()}
+    methods: dict[str, Renderable] = {"field": FieldHead(Head.load(folder / "head.safetensors").to(device), device, images)}
     mesh = next((folder / f"head{suffix}" for suffix in SUFFIXES if (folder / f"head{suffix}").is_file()), None)
     if mesh is not None:
         methods["mesh"] = load_own_mesh(mesh)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from portrait_backend.evaluation.candidates import REFERENCE, Candidate, ViewImages
+from portrait_backend.evaluation.candidates import REFERENCE, Candidate, FieldHead, Renderable, ViewImages
 from portrait_backend.evaluation.geometry_metrics import consistency
 from portrait_backend.evaluation.image_metrics import over_white, psnr, sharpness, ssim
 from portrait_backend.evaluation.photos import landmark_error, matte_iou
@@ -26,50 +26,74 @@ from portrait_backend.radiance.renderer import RenderOutput
 TABLE_VIEWS = ("right", "right_front", "front", "left_front", "left")
 """The paper's five views, in the order in which the head turns: neighbours stand side by side."""
 SHOWN_VIEWS = (*TABLE_VIEWS, "back")
+WARP_SIZE = 256
+"""Side in pixels of the renders that are warped into one another."""
 SECTION = "photos"
 
 
 @dataclass
 class Reference:
-    """A photo as the metrics need it: over white, its sharpness, its features for every learned metric."""
+    """A photo as the metrics need it: over white at `size` px, its sharpness there, its features for every learned metric."""
 
     portrait: Portrait
+    size: int
     image: Tensor
     sharpness: float | None
     features: list[Any] = field(default_factory=list)
 
 
-def reference_of(portrait: Portrait, models: list[ViewModel]) -> Reference:
-    """Prepare the photo once for all heads that are compared with it."""
-    rgb, matte = portrait.rgba[..., :3], portrait.matte
-    image = over_white(rgb * matte[..., None], matte)
-    solid = matte * (portrait.valid > 0.5)
-    return Reference(portrait, image, sharpness(rgb, solid), [model.features(image) for model in models])
+def reference_of(portrait: Portrait, models: list[ViewModel], size: int = PORTRAIT_SIZE) -> Reference:
+    """Prepare the photo once for all heads that are compared with it; views are compared at `size` px a side."""
+    view = as_output(torch.cat([portrait.rgba[..., :3], (portrait.matte * (portrait.valid > 0.5))[..., None]], -1), size)
+    image = over_white(view.rgb, view.alpha)
+    return Reference(portrait, size, image, _sharpness(view), [model.features(image) for model in models])
 
 
 def score_photo(
     subject: str, method: str, candidate: Candidate, reference: Reference, models: list[ViewModel], section: str = SECTION
 ) -> tuple[list[Score], dict[str, NDArray[np.uint8]]]:
     """Return all scores of a head against its photo, and its views over white (S, S, 3) u8 by name."""
-    if isinstance(candidate, ViewImages):
-        outputs = {name: _as_output(image) for name, image in candidate.images.items()}
-        cameras: dict[str, Camera] = {}
-    else:
-        cameras = {name: Camera.orbit(*VIEWS[name], PORTRAIT_SIZE) for name in SHOWN_VIEWS}
-        outputs = {name: candidate.render(camera) for name, camera in cameras.items()}
-        outputs[REFERENCE] = candidate.render(reference.portrait.camera)
     found: list[tuple[str, str, float | None]] = []
-    if REFERENCE in outputs:
-        found += [(REFERENCE, name, value) for name, value in reference_figures(outputs[REFERENCE], reference.portrait).items()]
+    if isinstance(candidate, ViewImages):
+        outputs = {name: as_output(image, reference.size) for name, image in candidate.images.items() if name != REFERENCE}
+        own = candidate.images.get(REFERENCE)
+        same = None if own is None else as_output(own, PORTRAIT_SIZE)
+    else:
+        small = {name: candidate.render(Camera.orbit(*VIEWS[name], WARP_SIZE)) for name in TABLE_VIEWS}
+        found += _consistency_figures(small)
+        outputs, same = _views(candidate, small, reference.size), candidate.render(reference.portrait.camera)
+    if same is not None:
+        outputs[REFERENCE] = same
+        found += [(REFERENCE, name, value) for name, value in reference_figures(same, reference.portrait).items()]
     for view in TABLE_VIEWS:
         if view in outputs:
             found += [(view, name, value) for name, value in _view_figures(outputs[view], reference, models).items()]
-    for a, b in pairwise(TABLE_VIEWS):
-        if a in cameras and b in cameras:
-            error, seen = consistency(outputs[a], cameras[a], outputs[b], cameras[b])
-            found += [(a, "consistency", error), (a, "consistency_seen", seen)]
     pictures = {name: _picture(outputs[name]) for name in (*SHOWN_VIEWS, REFERENCE) if name in outputs}
     return [Score(section, subject, method, *row) for row in found], pictures
+
+
+def _views(candidate: Renderable, small: dict[str, RenderOutput], size: int) -> dict[str, RenderOutput]:
+    """Return the shown views at `size` px: the pictures that lie in the job's folder if they are large enough, else renders."""
+    stored = candidate.images if isinstance(candidate, FieldHead) else {}
+    views = {}
+    for name in SHOWN_VIEWS:
+        if name in stored and min(stored[name].shape[:2]) >= size:
+            views[name] = as_output(stored[name], size)
+        elif size == WARP_SIZE and name in small:
+            views[name] = small[name]
+        else:
+            views[name] = candidate.render(Camera.orbit(*VIEWS[name], size))
+    return views
+
+
+def _consistency_figures(views: dict[str, RenderOutput]) -> list[tuple[str, str, float | None]]:
+    """Return the consistency of each table view with its neighbour."""
+    found: list[tuple[str, str, float | None]] = []
+    for a, b in pairwise(TABLE_VIEWS):
+        cameras = (Camera.orbit(*VIEWS[name], WARP_SIZE) for name in (a, b))
+        error, seen = consistency(views[a], next(cameras), views[b], next(cameras))
+        found += [(a, "consistency", error), (a, "consistency_seen", seen)]
+    return found
 
 
 def reference_figures(view: RenderOutput, portrait: Portrait) -> dict[str, float | None]:
@@ -88,22 +112,23 @@ def reference_figures(view: RenderOutput, portrait: Portrait) -> dict[str, float
 
 
 def _view_figures(view: RenderOutput, reference: Reference, models: list[ViewModel]) -> dict[str, float | None]:
-    image = over_white(view.rgb, view.alpha)
-    mine = sharpness(view.rgb / view.alpha.clamp_min(1e-6)[..., None], view.alpha)
-    relative = mine / reference.sharpness if mine is not None and reference.sharpness else None
-    figures: dict[str, float | None] = {"sharpness": relative}
+    image, mine = over_white(view.rgb, view.alpha), _sharpness(view)
+    figures: dict[str, float | None] = {"sharpness": mine / reference.sharpness if mine is not None and reference.sharpness else None}
     for model, features in zip(models, reference.features, strict=True):
         figures |= model.compare(features, model.features(image))
     return figures
 
 
-def _as_output(rgba: Tensor) -> RenderOutput:
-    """Return an image (H, W, 4) as a render of 512 px a side, without depth."""
+def _sharpness(view: RenderOutput) -> float | None:
+    return sharpness(view.rgb / view.alpha.clamp_min(1e-6)[..., None], view.alpha)
+
+
+def as_output(rgba: Tensor, size: int) -> RenderOutput:
+    """Return a straight rgba image (H, W, 4) as a render of `size` px a side, without depth."""
     premultiplied = torch.cat([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], -1).permute(2, 0, 1)[None]
-    shape = (PORTRAIT_SIZE, PORTRAIT_SIZE)
-    way: dict[str, Any] = {"mode": "area"} if rgba.shape[0] > PORTRAIT_SIZE else {"mode": "bilinear", "align_corners": False}
-    x = F.interpolate(premultiplied, size=shape, **way)[0].permute(1, 2, 0)
-    return RenderOutput(x[..., :3], x[..., 3], torch.zeros(shape))
+    way: dict[str, Any] = {"mode": "area"} if rgba.shape[0] >= size else {"mode": "bilinear", "align_corners": False}
+    x = F.interpolate(premultiplied, size=(size, size), **way)[0].permute(1, 2, 0)
+    return RenderOutput(x[..., :3], x[..., 3], torch.zeros(size, size))
 
 
 def _picture(view: RenderOutput) -> NDArray[np.uint8]:

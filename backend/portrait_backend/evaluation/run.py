@@ -118,7 +118,7 @@ class _Run:
             if isinstance(candidate, MeshHead):
                 self.report.meshes[subject, method] = candidate
         if self.task.ablations:
-            self.ablate(subject, portrait, reference)
+            self.ablate(subject, portrait)
 
     def peers(self, subject: str, landmarks: Tensor, other_name: str = "") -> dict[str, Candidate]:
         """Return the other tools' heads of a subject, meshes placed by their faces."""
@@ -132,8 +132,9 @@ class _Run:
                 found[name] = register(peer, landmarks, self.detector) if isinstance(peer, MeshHead) else peer
         return found
 
-    def ablate(self, subject: str, portrait: Portrait, reference: photo_scores.Reference) -> None:
-        """Score every row of the ablation study that this version can run on one photo."""
+    def ablate(self, subject: str, portrait: Portrait) -> None:
+        """Score every row of the ablation study that this version can run on one photo; its views are small, they are many."""
+        reference = photo_scores.reference_of(portrait, self.models, photo_scores.WARP_SIZE)
         able, _ = ablations.split(self.settings)
         for number, (row, settings) in enumerate(able):
             self.context.for_stage("ablations").report(number, len(able))
