@@ -13,7 +13,10 @@ from portrait_backend.pipeline import check_stages
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import Settings, from_dict, to_dict, unknown_fields
 
-ALL = ("prior", "restoration", "refinement")
+REFINED = ("prior", "refinement")
+"""Stages of the rows that take stage 3 apart; stage 2 would change all of them alike, and costs time."""
+LOW_CONTROL, HIGH_CONTROL = 0.5, 1.5
+"""Low and high weight w_Ex of what the neighbouring view shows."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +33,24 @@ class Ablation:
         return f"{self.figure}: {self.name}"
 
 
+def _refined(figure: str, name: str, **settings: Any) -> Ablation:
+    return Ablation(figure, name, {"stages": REFINED} | {f"refinement.{key}": value for key, value in settings.items()})
+
+
 ABLATIONS = (
     Ablation("stages", "prior network alone", {"stages": ("prior",), "prior.fit_steps": 0}),
     Ablation("stages", "+ colours fitted to the photo", {"stages": ("prior",), "prior.fit_shape": False}),
     Ablation("stages", "+ shape fitted (all of stage 1)", {"stages": ("prior",)}),
     Ablation("stages", "+ restoration (stage 2)", {"stages": ("prior", "restoration")}),
-    Ablation("stages", "+ refinement (stage 3)", {"stages": ALL}),
-    Ablation("fig. 5", "explicit branch only", {"stages": ALL, "refinement.geometry": False, "refinement.implicit": False}),
-    Ablation("fig. 5", "+ geometry condition", {"stages": ALL, "refinement.geometry": True, "refinement.implicit": False}),
-    Ablation("fig. 5", "+ implicit branch", {"stages": ALL, "refinement.geometry": True, "refinement.implicit": True}),
+    Ablation("stages", "+ refinement (stage 3)", {"stages": ("prior", "restoration", "refinement")}),
+    _refined("fig. 5", "explicit branch only", geometry_condition=False, implicit_branch=False),
+    _refined("fig. 5", "+ geometry condition", geometry_condition=True, implicit_branch=False),
+    _refined("fig. 5", "+ implicit branch", geometry_condition=True, implicit_branch=True),
+    _refined("fig. 6", "fixed noise", noise="fixed"),
+    _refined("fig. 6", "random noise, low control", noise="random", explicit_scale=LOW_CONTROL),
+    _refined("fig. 6", "random noise, high control", noise="random", explicit_scale=HIGH_CONTROL),
+    _refined("fig. 6", "noise resampling without optimisation", noise="resampled", optimise=False),
+    _refined("fig. 6", "noise resampling (all of stage 3)", noise="resampled", optimise=True),
 )
 
 

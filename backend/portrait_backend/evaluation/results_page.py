@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from portrait_backend.evaluation.report import Report
 from portrait_backend.evaluation.scores import METRICS, Score, by_view, mean, show, table
@@ -54,7 +55,7 @@ def markdown(report: Report, section: str) -> str | None:
     else:
         parts = [_means(scores)]
         if section == "photos":
-            parts.append(_by_subject(scores))
+            parts.append(_by_subject(scores, report.record["subjects"]))
         if section == "ablations":
             parts += [f"Not in this version: {r['figure']}: {r['name']} ({r['reason']})." for r in report.record["unavailable_ablations"]]
     parts.append(_circumstances(report, scores))
@@ -67,13 +68,14 @@ def _means(scores: list[Score]) -> str:
     return _table(["mean", *(_label(n) for n in names)], [[method, *(show(n, row.get(n)) for n in names)] for method, row in rows.items()])
 
 
-def _by_subject(scores: list[Score]) -> str:
+def _by_subject(scores: list[Score], about: dict[str, dict[str, Any]]) -> str:
     rows = []
     names = [name for name in PER_SUBJECT if any(s.metric == name for s in scores)]
     for subject, method in dict.fromkeys((s.subject, s.method) for s in scores):
         mine = [s for s in scores if (s.subject, s.method) == (subject, method)]
-        rows.append([subject, method, *(show(n, mean(s for s in mine if s.metric == n)) for n in names)])
-    return _table(["photo", "of", *(_label(n) for n in names)], rows)
+        costs = [str(round(value)) if (value := about.get(subject, {}).get(key)) else "–" for key in ("seconds", "peak_memory_mb")]
+        rows.append([subject, method, *(show(n, mean(s for s in mine if s.metric == n)) for n in names), *costs])
+    return _table(["photo", "of", *(_label(n) for n in names), "seconds to make", "peak memory [MB]"], rows)
 
 
 def _angles(scores: list[Score], metric: str) -> str:

@@ -18,14 +18,13 @@ from portrait_backend import __version__, devices
 from portrait_backend.context import Context, Progress
 from portrait_backend.evaluation import ablations, ground_truth, held_out, photo_scores
 from portrait_backend.evaluation.candidates import Candidate, FieldHead, Job, find_peer, load_job, load_peer
-from portrait_backend.evaluation.heads import make_head, stage_context
-from portrait_backend.evaluation.mesh_file import MeshHead, from_head_mesh
+from portrait_backend.evaluation.heads import make_head, make_mesh, stage_context
+from portrait_backend.evaluation.mesh_file import MeshHead
 from portrait_backend.evaluation.models import ModelState, default_folder, open_models
 from portrait_backend.evaluation.registration import register
 from portrait_backend.evaluation.report import Report, write_report
 from portrait_backend.evaluation.view_models import ViewModel
 from portrait_backend.job_folder import job_folder, read_record, write_record
-from portrait_backend.mesh.build import build_mesh
 from portrait_backend.models.inventory import starter_weights
 from portrait_backend.pipeline import generate, versions
 from portrait_backend.portrait.align import prepare_portrait
@@ -138,10 +137,11 @@ class _Run:
         able, _ = ablations.split(self.settings)
         for number, (row, settings) in enumerate(able):
             self.context.for_stage("ablations").report(number, len(able))
-            head = FieldHead(make_head(portrait, settings, self.context), self.context.device)
-            scores, pictures = photo_scores.score_photo(subject, row.method, head, reference, self.models, "ablations")
-            self.report.scores += scores
-            self.report.pictures["ablations", subject, row.method] = pictures
+            with self.leaving_out(f"{subject}, {row.method}"):
+                mesh = make_mesh(make_head(portrait, settings, self.context), portrait, settings, self.context)
+                scores, pictures = photo_scores.score_photo(subject, row.method, mesh, reference, self.models, "ablations")
+                self.report.scores += scores
+                self.report.pictures["ablations", subject, row.method] = pictures
 
     def truth(self, folder: Path) -> None:
         """Score heads made of a data set's input views, and the other tools' heads of them, against the truth."""
@@ -156,9 +156,11 @@ class _Run:
     def identity(self, folder: Path, data: HeadDataset, row: int, name: str) -> None:
         """Score one identity."""
         identity, portrait = int(data.input_id[row]), held_out.portrait_of(data, row)
-        head = make_head(portrait, self.settings, self.context)
-        mesh = build_mesh(head, portrait, self.settings.mesh, stage_context(self.context, self.settings, "mesh"))
-        candidates: dict[str, Candidate] = {"field": FieldHead(head, self.context.device), "mesh": from_head_mesh(mesh)}
+        made = make_head(portrait, self.settings, self.context)
+        candidates: dict[str, Candidate] = {
+            "field": FieldHead(made.head, self.context.device),
+            "mesh": make_mesh(made, portrait, self.settings, self.context),
+        }
         candidates |= self.peers(name, data.points[identity])
         for method, candidate in candidates.items():
             with self.leaving_out(f"{name}, {method}"):
@@ -247,7 +249,9 @@ def _nearby(job: Path, record: dict[str, Any]) -> list[Path]:
 
 def _about(record: dict[str, Any]) -> dict[str, Any]:
     """Return what a report says about a job."""
-    return {key: record.get(key) for key in ("generator", "photo", "seed", "settings", "weights", "pose", "warnings", "seconds")}
+    peaks = [stage["peak_memory_mb"] for stage in record.get("stages", ()) if stage.get("peak_memory_mb")]
+    about = {key: record.get(key) for key in ("generator", "photo", "seed", "settings", "weights", "pose", "warnings", "seconds")}
+    return about | {"peak_memory_mb": max(peaks, default=None)}
 
 
 def _record(settings: Settings, context: Context, states: list[ModelState]) -> dict[str, Any]:
