@@ -103,7 +103,7 @@ class BallPrior:
         return BallHead(float(torch.rand(1, generator=context.generator)))
 
 
-def build_mesh(head: BallHead, portrait: Portrait, settings: Any, context: Context) -> HeadMesh:
+def build_mesh(head: BallHead, portrait: Portrait, settings: Any, context: Context, views: Any = ()) -> HeadMesh:
     context.report(0, 1)
     corners = np.eye(3, dtype=np.float32)
     mesh = HeadMesh(corners, np.array([[0, 1, 2]]), np.zeros((3, 2), np.float32), corners, np.zeros((4, 4, 3), np.uint8))
