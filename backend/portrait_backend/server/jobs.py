@@ -52,9 +52,9 @@ class Jobs:
         settings = from_dict(message.settings)
         stages.check(settings)
         parent = None if message.parent is None else self._own(owner, message.parent)
-        photo = self._photo(message, parent)
         if message.start is not None:
             settings = _keeping_geometry(settings, message.start, parent)
+        photo = self._photo(message, parent)
         info = p.JobInfo(
             id=job,
             name=_clean(message.name) or "Portrait",
@@ -190,6 +190,9 @@ class Jobs:
 
     def stopped(self, job: str) -> None:
         """A job has noticed that it was cancelled."""
+        record = self._find(job)
+        if record is not None and record.info.state == "running":
+            self._change(job, "cancelling")  # a worker never stops by itself; a job must not run for ever without one
         self._end(job, "cancelled")
 
     def failed(self, job: str, error: p.ErrorInfo) -> None:

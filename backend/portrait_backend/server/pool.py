@@ -62,12 +62,15 @@ class Pool:
         device = next(device for device in self.devices if device.socket is socket)
         message = b.from_frames(socket.recv_multipart())
         device.heard = time.monotonic()
+        log.debug("%s: %s", device.name, type(message).__name__)
         if isinstance(message, b.Ready):
-            device.info, device.ready, device.failures, device.problem = message.device, True, 0, None
+            device.info, device.ready = message.device, True
+            device.failures, device.problem = 0, None
         elif isinstance(message, b.Update):
             self._jobs.progress(message)
         elif isinstance(message, b.Failed) and not message.job:
-            device.problem = message.error  # it could not start
+            device.problem = message.error
+            self._bury(device, f"it can't start: {message.error.message}")
         elif isinstance(message, b.Finished | b.Stopped | b.Failed):
             self._take(device, message)
 
@@ -147,11 +150,11 @@ class Pool:
 
     def _bury(self, device: Device, how: str) -> None:
         log.error("the worker for %s is gone: %s", device.name, how)
-        job, was_ready = device.job, device.info is not None and device.failures == 0
+        job, ready = device.job, device.ready
         self._end(device)
         if job is not None:
             self._jobs.died(job, how)
-        elif not was_ready or device.problem is not None:
+        elif not ready:
             device.failures += 1
             if device.problem is None:
                 device.problem = ErrorInfo(

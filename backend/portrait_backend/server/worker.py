@@ -86,8 +86,12 @@ def main(start: WorkerStart) -> None:
     state = _State()
     threading.Thread(target=_carry, args=(context, start, state), name="messages", daemon=True).start()
     module, _, name = start.engine.partition(":")
-    engine: Engine = getattr(importlib.import_module(module), name)(start.device)
-    inner.send_multipart(b.to_frames(b.Ready(engine.describe())))
+    try:
+        engine: Engine = getattr(importlib.import_module(module), name)(start.device)
+        inner.send_multipart(b.to_frames(b.Ready(engine.describe())))
+    except PortraitDiffusionError as error:
+        inner.send_multipart(b.to_frames(b.Failed("", ErrorInfo.of(error))))
+        threading.Event().wait()  # the front end reads it and ends this process
     while True:
         message = b.from_frames(inner.recv_multipart())
         if isinstance(message, b.RunJob):
@@ -134,6 +138,7 @@ def _carry(context: zmq.Context[zmq.Socket[bytes]], start: WorkerStart, state: _
             if isinstance(message, b.CancelJob):
                 state.cancel = message.job
             elif isinstance(message, b.RunJob):
+                state.cancel = ""  # a resumed job may have been cancelled before
                 inner.send_multipart(frames)
         if time.monotonic() >= beat:
             beat = time.monotonic() + b.BEAT_SECONDS
