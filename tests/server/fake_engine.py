@@ -48,6 +48,9 @@ class FakeEngine:
     def describe(self) -> DeviceInfo:
         return DeviceInfo("cpu", "a fake", 1000, 500)
 
+    def warm_up(self) -> None:
+        return None
+
     def run(self, job: RunJob, reporter: Reporter) -> tuple[str, ...]:
         folder = Path(job.folder)
         data = (folder / "photo").read_bytes()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -260,20 +260,27 @@ def test_200_submissions_and_20_kills(tmp_path: Path) -> None:
     for number, when in enumerate(sorted(kills)):
         kills[when] = "server" if number % 2 else "worker"
     sent: dict[str, bytes] = {}
-    with Server(tmp_path / "data").start() as server:
+    kills_done: list[Future[None]] = []
+
+    def kill(server: Server, what: str, delay: float) -> None:
+        time.sleep(delay)
+        if what == "worker":
+            wait_for(lambda: any(alive(pid) for pid in server.workers[-1:]), "a worker")
+            server.kill_worker()
+        else:
+            server.kill()
+            assert integrity(server.data) == "ok"
+            server.start()
+
+    with Server(tmp_path / "data").start() as server, ThreadPoolExecutor(1) as killer:
         client = server.client()
         for number in range(200):
+            if number in kills:  # in the middle of the submissions that follow
+                kills_done.append(killer.submit(kill, server, kills[number], rng.uniform(0, 0.3)))
             data = photo(number=number, steps=3, pause=0.005)
             sent[client.submit(data, DRAFT, name=str(number)).id] = data
-            if kills.get(number) == "worker":
-                wait_for(lambda: any(alive(pid) for pid in server.workers[-1:]), "a worker")
-                time.sleep(rng.uniform(0, 0.3))
-                os.kill(server.workers[-1], signal.SIGKILL)
-            elif kills.get(number) == "server":
-                time.sleep(rng.uniform(0, 0.3))
-                server.kill()
-                assert integrity(server.data) == "ok"
-                server.start()  # the client finds it by itself at its next submission
+            time.sleep(0.02)
+        assert [done.result() for done in kills_done] == [None] * 20
         died = 0
         for job, data in sent.items():
             info = server.wait(client, job, 120)
@@ -290,6 +297,7 @@ def test_200_submissions_and_20_kills(tmp_path: Path) -> None:
         assert len(jobs) == len(sent) == 200 and {job.id for job in jobs} == set(sent)
         assert sorted(int(job.name) for job in jobs) == list(range(200))
         repeated = sum(len(runs(server.folder(job))) - len(STAGES) for job in sent)
-        assert died <= 20 and repeated <= 20, "a kill costs at most the stage that was running"
+        print(f"{died} jobs failed with their worker and were resumed, {repeated} stages were computed again")
+        assert died <= 10 and 1 <= repeated <= 20, "a kill costs at most the stage that was running"
         client.close()
     assert integrity(server.data) == "ok"

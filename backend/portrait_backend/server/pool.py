@@ -64,7 +64,7 @@ class Pool:
         device.heard = time.monotonic()
         log.debug("%s: %s", device.name, type(message).__name__)
         if isinstance(message, b.Ready):
-            device.info, device.ready = message.device, True
+            device.info, device.ready = message.device, message.waiting
             device.failures, device.problem = 0, None
         elif isinstance(message, b.Update):
             self._jobs.progress(message)

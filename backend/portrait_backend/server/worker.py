@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import zmq
 
 from portrait_backend.server import backstage as b
+from portrait_backend.server.folders import JobFolder
 from portrait_backend.server.keys import KeyPair
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.protocol import MAX_MESSAGE_BYTES, ErrorInfo, FileInfo
@@ -31,7 +32,6 @@ PROGRESS_SECONDS = 0.1
 """Reports that follow each other faster are left out, unless a stage starts or ends."""
 PREVIEW_SECONDS = 0.5
 LOG_LINES = 30
-RESULT = "result"
 log = logging.getLogger(__name__)
 
 
@@ -69,6 +69,9 @@ class Engine(Protocol):
     def describe(self) -> b.DeviceInfo:
         """Return the device as it is now."""
 
+    def warm_up(self) -> None:
+        """Load what every job needs."""
+
     def run(self, job: b.RunJob, reporter: Reporter) -> tuple[str, ...]:
         """Make ``result`` in the job's folder, at once and complete, and return its warnings.
 
@@ -88,6 +91,8 @@ def main(start: WorkerStart) -> None:
     module, _, name = start.engine.partition(":")
     try:
         engine: Engine = getattr(importlib.import_module(module), name)(start.device)
+        inner.send_multipart(b.to_frames(b.Ready(engine.describe(), waiting=False)))
+        engine.warm_up()
         inner.send_multipart(b.to_frames(b.Ready(engine.describe())))
     except PortraitDiffusionError as error:
         inner.send_multipart(b.to_frames(b.Failed("", ErrorInfo.of(error))))
@@ -173,8 +178,9 @@ class _Reporter:
 
 def _run(engine: Engine, job: b.RunJob, reporter: Reporter) -> b.Finished | b.Stopped | b.Failed:
     try:
+        JobFolder(Path(job.folder)).remove_litter()
         warnings = engine.run(job, reporter)
-        return b.Finished(job.job, result_files(Path(job.folder) / RESULT), warnings)
+        return b.Finished(job.job, result_files(JobFolder(Path(job.folder)).result), warnings)
     except Cancelled:
         return b.Stopped(job.job)
     except PortraitDiffusionError as error:
