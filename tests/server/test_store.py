@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 from pathlib import Path
@@ -73,6 +74,15 @@ def test_forbidden(store: JobStore, before: JobState, after: JobState) -> None:
     assert (caught.value.state, caught.value.to) == (before, after)
     assert store.find(job).info.state == before
     assert store.find(job).info.finished is None, "nothing is changed"
+
+
+def test_the_specification_has_the_same_table() -> None:
+    text = (Path(__file__).parents[2] / "docs/protocol.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)+|\(nothing\)) \|$", text[text.index("## States") : text.index("## Heartbeats")], re.MULTILINE
+    )
+    table = {(before, after) for before, cell in rows for after in re.findall(r"`(\w+)`", cell)}
+    assert table == ALLOWED and {before for before, _ in rows} == set(STATES)
 
 
 def test_every_state_is_in_the_table_and_ends_are_ends() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -193,9 +194,16 @@ def test_what_is_stored_as_json_comes_back(info: p.JobInfo) -> None:
     assert wire.from_json(wire.to_json(info), p.JobInfo) == info
 
 
-def test_every_message_has_a_name_and_a_place_in_the_specification() -> None:
+def test_every_message_and_every_field_is_in_the_specification() -> None:
     kinds = {kind for kind in vars(p).values() if isinstance(kind, type) and issubclass(kind, p.Message)} - {p.Message}
     assert kinds == set(p.MESSAGES.values())
+    text = (Path(__file__).parents[2] / "docs/protocol.md").read_text(encoding="utf-8")
+    for name in p.MESSAGES:
+        assert f"`{name}`" in text, name
+    for kind in (*kinds, p.JobInfo, p.ServerInfo, p.WeightInfo, p.FileInfo, p.ErrorInfo):
+        for field in dataclasses.fields(kind):
+            assert f"`{field.name}`" in text, f"{kind.__name__}.{field.name}"
+    assert f"Protocol version: **{p.PROTOCOL_VERSION}**" in text
 
 
 @pytest.mark.parametrize("name", ["head.glb", "views/left_front.png", "job.json", "turntable.gif"])

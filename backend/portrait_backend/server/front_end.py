@@ -28,6 +28,7 @@ TICK_SECONDS = 0.1
 MESSAGES_A_TURN = 100
 """Messages of clients that are handled before the workers and the clock get their turn."""
 DOMAIN = "clients"
+ACTIVE: tuple[p.JobState, ...] = ("queued", "running", "cancelling")
 log = logging.getLogger(__name__)
 
 
@@ -97,7 +98,7 @@ class FrontEnd:
                 self._receive()
         self.pool.tick()
         self._peers.forget_silent()
-        if len(self._peers) or self.store.count("queued") or self.store.count("running"):
+        if len(self._peers) or any(self.store.count(state) for state in ACTIVE):
             self.busy = time.monotonic()
 
     def _receive(self) -> None:

@@ -15,7 +15,7 @@ from portrait_backend.server.gate import Gate
 from portrait_backend.server.jobs import Jobs
 from portrait_backend.server.keys import KeyPair
 from portrait_backend.server.worker import WorkerStart, main
-from portrait_shared.protocol import MAX_MESSAGE_BYTES, ErrorInfo
+from portrait_shared.protocol import MAX_MESSAGE_BYTES, ErrorInfo, ProtocolError
 
 CANCEL_SECONDS = 30.0
 """A job that has not stopped so long after it was cancelled loses its worker; stages report at least once a second."""
@@ -60,7 +60,11 @@ class Pool:
     def handle(self, socket: zmq.Socket[bytes]) -> None:
         """Receive what a worker has sent."""
         device = next(device for device in self.devices if device.socket is socket)
-        message = b.from_frames(socket.recv_multipart())
+        try:
+            message = b.from_frames(socket.recv_multipart())
+        except ProtocolError as error:
+            self._bury(device, f"it sent something unreadable: {error.message}")
+            return
         device.heard = time.monotonic()
         log.debug("%s: %s", device.name, type(message).__name__)
         if isinstance(message, b.Ready):

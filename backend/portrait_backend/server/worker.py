@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 import traceback
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,6 +82,7 @@ class Engine(Protocol):
 
 def main(start: WorkerStart) -> None:
     """Run a worker until the front end says goodbye or is gone; the target of the process."""
+    warnings.simplefilter("ignore")  # the libraries' chatter; what users should know is in a result's warnings
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the front end decides
     threading.Thread(target=_leave_with_the_front_end, name="watch", daemon=True).start()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -179,8 +181,8 @@ class _Reporter:
 def _run(engine: Engine, job: b.RunJob, reporter: Reporter) -> b.Finished | b.Stopped | b.Failed:
     try:
         JobFolder(Path(job.folder)).remove_litter()
-        warnings = engine.run(job, reporter)
-        return b.Finished(job.job, result_files(JobFolder(Path(job.folder)).result), warnings)
+        notes = engine.run(job, reporter)
+        return b.Finished(job.job, result_files(JobFolder(Path(job.folder)).result), notes)
     except Cancelled:
         return b.Stopped(job.job)
     except PortraitDiffusionError as error:
