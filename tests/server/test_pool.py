@@ -14,6 +14,7 @@ from portrait_backend.server import pool
 from portrait_backend.server.folders import DataFolder
 from portrait_backend.server.front_end import FrontEnd
 from portrait_backend.server.keys import KeyFolder
+from portrait_backend.server.worker import only_device
 from portrait_shared import protocol as p
 from portrait_shared.client import Client
 from portrait_shared.connection import Connection
@@ -132,3 +133,20 @@ def test_a_fault_in_one_request_does_not_end_the_server(front: Front, monkeypatc
             front.client.jobs()
         assert getattr(caught.value, "code", "") == "internal-error"
     assert front.client.jobs() == []
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "shown"),
+    [
+        ("auto", "", None),
+        ("cpu", "0,1", None),
+        ("cuda", "0,1", None),
+        ("cuda:0", "", "0"),
+        ("cuda:3", "", "3"),
+        ("cuda:1", "4,7", "7"),
+        ("cuda:0", "GPU-1234", "GPU-1234"),
+        ("cuda:2", "4,7", ""),
+    ],
+)
+def test_a_worker_sees_only_its_gpu(device: str, visible: str, shown: str | None) -> None:
+    assert only_device(device, visible) == ({} if shown is None else {"CUDA_VISIBLE_DEVICES": shown})

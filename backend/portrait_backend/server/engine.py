@@ -24,7 +24,7 @@ WARM = ("portrait.align", "prior.starter", "mesh.build", "mesh.export", "outputs
 
 
 class PipelineEngine:
-    """Runs jobs on one device: auto, cpu, cuda or cuda:N."""
+    """Runs jobs on one device: auto, cpu, cuda or cuda:N (the worker process then sees that GPU only)."""
 
     def __init__(self, device: str) -> None:
         self.device = devices.choose_device(device.partition(":")[0])

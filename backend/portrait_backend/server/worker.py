@@ -84,6 +84,7 @@ def main(start: WorkerStart) -> None:
     """Run a worker until the front end says goodbye or is gone; the target of the process."""
     warnings.simplefilter("ignore")  # the libraries' chatter; what users should know is in a result's warnings
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the front end decides
+    os.environ.update(only_device(start.device, os.environ.get("CUDA_VISIBLE_DEVICES", "")))  # torch is not loaded yet
     threading.Thread(target=_leave_with_the_front_end, name="watch", daemon=True).start()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     inner = context.socket(zmq.PAIR)
@@ -105,6 +106,15 @@ def main(start: WorkerStart) -> None:
             answer = _run(engine, message, _Reporter(message.job, inner, state))
             inner.send_multipart(b.to_frames(answer))
             inner.send_multipart(b.to_frames(b.Ready(engine.describe())))
+
+
+def only_device(device: str, visible: str) -> dict[str, str]:
+    """Return the environment that shows CUDA one GPU only: "cuda:1" is the second of those visible so far ("" for all)."""
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not number:
+        return {}
+    names = visible.split(",") if visible else []
+    return {"CUDA_VISIBLE_DEVICES": names[int(number)] if int(number) < len(names) else "" if names else number}
 
 
 def _leave_with_the_front_end() -> None:
