@@ -8,7 +8,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from portrait_backend.evaluation.mesh_file import MeshHead
-from portrait_backend.evaluation.registration import register, similarity
+from portrait_backend.evaluation.registration import LOOK_SIZE, register, similarity
 from portrait_backend.portrait.faces import EYE_A, EYE_B, OVAL_CHIN, OVAL_LEFT, OVAL_RIGHT, OVAL_TOP, Candidate, Face
 from portrait_shared.errors import PortraitDiffusionError
 from tests.cli.fake_parts import RADIUS
@@ -35,7 +35,8 @@ class CoordinateReader:
     """Finds the landmarks in a picture of a ball painted by `where`: the pixel of the right colour. Colours off by more: not in sight."""
 
     def candidates(self, rgb: np.ndarray) -> list[Candidate]:
-        return [Candidate((rgb.shape[1] / 2, rgb.shape[0] / 2), 200.0, 0.0, 1.0)]
+        whole = len(rgb) == LOOK_SIZE and int(np.ptp(rgb)) > 128  # no tile, no single colour
+        return [Candidate((LOOK_SIZE / 2, LOOK_SIZE / 2), 200.0, 0.0, 1.0)] if whole else []
 
     def measure(self, rgb: np.ndarray, candidate: Candidate) -> Face | None:
         row, column = np.nonzero(np.abs(rgb.astype(int) - 128).max(-1) > 1)  # the background is grey

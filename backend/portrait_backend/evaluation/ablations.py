@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from portrait_backend.pipeline import check_stages
+from portrait_backend import stages
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import Settings, from_dict, to_dict, unknown_fields
 
@@ -61,7 +61,7 @@ def settings_of(row: Ablation, base: Settings) -> Settings:
         group, _, name = path.rpartition(".")
         (data.setdefault(group, {}) if group else data)[name] = list(value) if isinstance(value, tuple) else value
     settings = from_dict(data)
-    check_stages(settings)
+    stages.check(settings)
     missing = unknown_fields(data)
     if missing:
         raise PortraitDiffusionError("setting-invalid", f"this version has no setting {', '.join(missing)}", "Update portrait-diffusion")

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from portrait_backend import devices
+from portrait_backend import devices, stages
 from portrait_backend.context import Context
 from portrait_backend.evaluation.mesh_file import MeshHead, from_head_mesh
 from portrait_backend.mesh.build import build_mesh
 from portrait_backend.mesh.views import ProjectedView
-from portrait_backend.pipeline import check_stages
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior import create_prior
 from portrait_backend.radiance.head import Head
 from portrait_shared.settings import Settings
 
@@ -34,10 +33,15 @@ def stage_context(context: Context, settings: Settings, stage: str) -> Context:
 
 
 def make_head(portrait: Portrait, settings: Settings, context: Context) -> Made:
-    """Run the stages of `settings` on a portrait; raises PortraitDiffusionError ``stage-unavailable``."""
-    check_stages(settings)
-    head = create_prior(settings.prior.provider).initialise(portrait, settings.prior, stage_context(context, settings, "prior"))
-    return Made(head.to(context.device))
+    """Run the stages of `settings` on a portrait; raises PortraitDiffusionError stage-unavailable, setting-invalid."""
+    stages.check(settings)
+    made: Any = None
+    views: Sequence[ProjectedView] = ()
+    for name in settings.stages:
+        head = getattr(made, "head", made)
+        made = stages.RUNNERS[name](head, portrait, getattr(settings, name, None), stage_context(context, settings, name))
+        views = getattr(made, "views", None) or views
+    return Made(getattr(made, "head", made).to(context.device), views)
 
 
 def make_mesh(made: Made, portrait: Portrait, settings: Settings, context: Context) -> MeshHead:
