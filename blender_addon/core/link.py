@@ -1,6 +1,6 @@
 """The one thread that speaks with the backend.
 
-Rules: the `Client` and its sockets live and die in this thread. The main thread posts commands and drains events, it
+Rules: the `Client` and its sockets live and die in this thread. The main thread posts commands and takes events, it
 never waits for this one. This thread never touches bpy. A command is a function of the client; its value or its error
 comes back as an event under the command's name.
 """
@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +88,7 @@ class _Command:
 
 
 class Link:
-    """Start with `open`, post commands with `ask`, take events with `drain`, end with `close`."""
+    """Start with `open`, post commands with `ask`, `take` events, end with `close`."""
 
     def __init__(self, connect: Callable[..., Client] | None = None) -> None:
         self._connect = connect
@@ -128,18 +128,10 @@ class Link:
         """Let the thread do something that needs no backend (files, mostly)."""
         self._commands.put(_Command(name, about, lambda _: call(), offline=True))
 
-    def drain(self, seconds: float) -> list[Event]:
-        """Return what happened; `take` the next only while the budget lasts is up to the caller: see `Session.poll`."""
-        del seconds
+    def take(self) -> Event | None:
+        """Return the next thing that happened, None if there is none; never waits."""
         with self._lock:
-            events = list(self._events)
-            self._events.clear()
-        return events
-
-    def give_back(self, events: list[Event]) -> None:
-        """Put events that there was no time for in front again."""
-        with self._lock:
-            self._events.extendleft(reversed(events))
+            return self._events.popleft() if self._events else None
 
     def close(self, timeout: float = 3.0) -> None:
         """End the thread; jobs go on."""
@@ -241,8 +233,6 @@ class Link:
 
 
 def _with_preview(event: Progress, earlier: Progress) -> Progress:
-    from dataclasses import replace
-
     if event.progress.preview is not None or earlier.progress.preview is None:
         return event
     return Progress(replace(event.progress, preview=earlier.progress.preview))
