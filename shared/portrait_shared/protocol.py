@@ -5,6 +5,7 @@ Names and fields may be added; those that are here keep their meaning within one
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 from collections.abc import Sequence
@@ -367,3 +368,8 @@ def request_of(frames: Sequence[bytes]) -> str:
     except ProtocolError:
         return ""
     return request if isinstance(request, str) else ""
+
+
+def sha256(data: bytes) -> str:
+    """Return the sha256 of bytes as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
