@@ -56,6 +56,15 @@ def check(settings: Settings) -> None:
         raise invalid("stages", ",".join(settings.stages), f"must start with prior and keep the order {','.join(RUNNERS)}")
 
 
+def plan(settings: Settings, keeps_geometry: bool) -> list[str]:
+    """Return the names of all stages that a job reports, in order."""
+    made = ["texture"] if keeps_geometry else ["mesh"]
+    before = [] if keeps_geometry else ["portrait"]
+    heads = [stage for stage in settings.stages if not (keeps_geometry and stage in SHAPING)]
+    film = ["turntable"] if settings.output.turntable != "none" else []
+    return [*before, *heads, *made, "views", *film]
+
+
 def with_geometry_of(settings: Settings, parent: Settings) -> Settings:
     """Return `settings` with everything that shaped the geometry taken from `parent`: the settings of a re-texture."""
     shaping = {stage: getattr(parent, stage) for stage in SHAPING if hasattr(parent, stage)}

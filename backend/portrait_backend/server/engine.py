@@ -16,7 +16,8 @@ from portrait_backend.server.folders import JobFolder
 from portrait_backend.server.worker import Cancelled, Reporter
 from portrait_shared.settings import from_dict
 
-PREVIEW_SIDE = 512
+PREVIEW_SIDES = 256, 512
+"""Smaller previews (the fit's are as large as its ray batch) are enlarged, larger ones reduced."""
 JPEG_QUALITY = 85
 
 
@@ -52,6 +53,11 @@ class PipelineEngine:
                 on_progress,
                 folder.result,
                 reporter.cancelled,
+                checkpoints=folder.checkpoints,
+                geometry=None if job.start is None else folder.geometry,
+                source=job.source or folder.photo.name,
+                device=self.device.type,
+                shows_previews=reporter.wants_preview,
             )
         except context.Cancelled as cancelled:
             raise Cancelled from cancelled
@@ -59,10 +65,14 @@ class PipelineEngine:
 
 
 def jpeg(image: torch.Tensor) -> bytes:
-    """Return an image (H, W, 3) float in [0, 1] as JPEG, at most PREVIEW_SIDE px a side."""
+    """Return an image (H, W, 3) float in [0, 1] as JPEG, its longer side within PREVIEW_SIDES."""
     values = np.ascontiguousarray((image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
     picture = Image.fromarray(values)
-    picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    side = max(picture.size)
+    wanted = min(max(side, PREVIEW_SIDES[0]), PREVIEW_SIDES[1])
+    if wanted != side:
+        size = (max(1, round(picture.width * wanted / side)), max(1, round(picture.height * wanted / side)))
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()

@@ -167,7 +167,7 @@ class Jobs:
     def start(self, record: Record) -> b.RunJob:
         """Bring a waiting job into the state running and return the order for its worker."""
         info = self._change(record.info.id, "running", started=time.time(), stage="", error=None).info
-        self._estimate.start(info.id)
+        self._estimate.start(info.id, str(info.settings.get("preset")), stages.plan(from_dict(info.settings), info.start is not None))
         return b.RunJob(info.id, str(self._data.job(info.id).path), info.settings, info.photo_name, info.start)
 
     def progress(self, update: b.Update) -> None:
@@ -186,7 +186,6 @@ class Jobs:
 
     def finished(self, message: b.Finished) -> None:
         """Complete a job."""
-        self._estimate.finish(message.job)
         self._end(message.job, "completed", files=message.files, warnings=message.warnings)
 
     def stopped(self, job: str) -> None:
@@ -209,6 +208,7 @@ class Jobs:
 
     def _end(self, job: str, state: p.JobState, **changes: Any) -> None:
         self._progress.pop(job, None)
+        self._estimate.finish(job, state == "completed")
         try:
             self._change(job, state, finished=time.time(), **changes)
         except (ForbiddenTransition, KeyError) as error:

@@ -145,15 +145,18 @@ class _Reporter:
 
     def __init__(self, job: str, socket: zmq.Socket[bytes], state: _State) -> None:
         self._job, self._socket, self._state = job, socket, state
-        self._stage, self._sent, self._previewed = "", 0.0, 0.0
+        self._stage, self._step, self._sent, self._previewed = "", 0, 0.0, 0.0
 
     def wants_preview(self) -> bool:
         return time.monotonic() - self._previewed >= PREVIEW_SECONDS
 
     def report(self, stage: str, step: int, steps: int, metrics: dict[str, float], preview: bytes | None) -> None:
         now = time.monotonic()
-        if stage == self._stage and step < steps and now - self._sent < PROGRESS_SECONDS and preview is None:
+        if stage != self._stage:
+            self._step = 0
+        elif step < steps and now - self._sent < PROGRESS_SECONDS and preview is None:
             return
+        self._step = step = max(step, self._step)  # a step inside a step must not set the bar back
         self._stage, self._sent = stage, now
         if preview is not None:
             self._previewed = now
