@@ -139,6 +139,7 @@ def describe(obj: bpy.types.Object, head: HeadData, job: Job) -> None:
 def select_only(scene: bpy.types.Scene, obj: bpy.types.Object) -> None:
     """Make `obj` the active and only selected object of the scene's view layers that show it."""
     for layer in scene.view_layers:
+        layer.update()  # it learns of the new collection only then
         if obj.name in layer.objects:
             for other in layer.objects.selected:
                 other.select_set(False, view_layer=layer)
