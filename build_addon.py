@@ -41,16 +41,17 @@ STORED = (".whl", ".png", ".jpg", ".safetensors")
 
 @dataclass(frozen=True)
 class Platform:
-    """A platform by Blender's name, and the wheel platform tags that run on it, newest first."""
+    """A platform by Blender's name, the wheel platform tags that pip may take for it, and what their file names look like."""
 
     name: str
     tags: tuple[str, ...]
+    pattern: str
 
 
 PLATFORMS = (
-    Platform("linux-x64", ("manylinux_2_28_x86_64", "manylinux_2_26_x86_64", "manylinux2014_x86_64")),
-    Platform("windows-x64", ("win_amd64",)),
-    Platform("macos-arm64", ("macosx_11_0_arm64", "macosx_11_0_universal2")),
+    Platform("linux-x64", ("manylinux_2_28_x86_64", "manylinux_2_26_x86_64", "manylinux2014_x86_64"), r"manylinux\S*_x86_64"),
+    Platform("windows-x64", ("win_amd64",), "win_amd64"),
+    Platform("macos-arm64", ("macosx_11_0_arm64", "macosx_11_0_universal2"), r"macosx_\S*(?:arm64|universal2)"),
 )
 """manylinux_2_28 and macOS 11 are what Blender 4.2 itself asks for."""
 
@@ -197,13 +198,11 @@ def pyzmq_version() -> str:
 
 def find_pyzmq(platform: Platform, python: str, folder: Path) -> Path | None:
     """Return a wheel in `folder` that runs on this platform and Python: the exact one, else one for the stable ABI."""
-    wanted = "cp" + python.replace(".", "")
-    system = {"linux-x64": r"manylinux\S*_x86_64", "windows-x64": "win_amd64", "macos-arm64": r"macosx_\S*(arm64|universal2)"}[platform.name]
-    name = re.compile(rf"pyzmq-{re.escape(pyzmq_version())}-(cp\d+)-(cp\d+|abi3)-{system}\.whl")
-    matches = {m[1] + m[2]: p for p in sorted(folder.glob("pyzmq-*.whl")) if (m := name.fullmatch(p.name))}
-    exact = matches.get(wanted + wanted)
-    stable = [p for tags, p in matches.items() if tags.endswith("abi3") and int(tags[2:-4]) // 100 == 3 and int(tags[2:-4]) <= int(wanted[2:])]
-    return exact or (stable[-1] if stable else None)
+    wanted = int(python.replace(".", ""))
+    name = re.compile(rf"pyzmq-{re.escape(pyzmq_version())}-cp(\d+)-(cp\d+|abi3)-{platform.pattern}\.whl")
+    found = {(m[2], int(m[1])): path for path in sorted(folder.glob("pyzmq-*.whl")) if (m := name.fullmatch(path.name))}
+    stable = [path for (abi, oldest), path in sorted(found.items()) if abi == "abi3" and 300 <= oldest <= wanted]
+    return found.get((f"cp{wanted}", wanted)) or (stable[-1] if stable else None)
 
 
 def download_pyzmq(platform: Platform, python: str, scratch: Path) -> Path:

@@ -42,9 +42,13 @@ def wait_for(job: Job, timeout: float) -> bpy.types.Object:
             raise PortraitDiffusionError("cancelled", f"the job {job.name} was cancelled", "Start it again", retryable=True)
         backend = session.backend
         if backend.state in GIVE_UP or (backend.state is State.LOST and backend.settled):
-            raise PortraitDiffusionError("backend-unavailable", f"the backend is {backend.state.value}", backend.message or "Install and start it")
+            raise PortraitDiffusionError(
+                "backend-unavailable", f"the backend is {backend.state.value}", backend.message or "Install and start it"
+            )
         if time.monotonic() > end:
-            raise PortraitDiffusionError("timeout", f"the job {job.name} is not done after {timeout:g} s", "Import it from History later", True)
+            raise PortraitDiffusionError(
+                "timeout", f"the job {job.name} is not done after {timeout:g} s", "Import it from History later", True
+            )
         time.sleep(WAIT_SECONDS)
     return bring_in(job, end)
 
@@ -141,13 +145,17 @@ def request(props: bpy.types.PropertyGroup, preset: str = "", overriding: str = 
     values = properties.values(props.settings)
     wanted = preset or props.preset
     if wanted not in settings_view.presets():
-        raise PortraitDiffusionError("setting-invalid", f"there is no preset {wanted!r}", f"Choose from {', '.join(settings_view.presets())}")
+        raise PortraitDiffusionError(
+            "setting-invalid", f"there is no preset {wanted!r}", f"Choose from {', '.join(settings_view.presets())}"
+        )
     values.update(settings_view.follow_preset(values, props.preset, wanted))
     if overriding:
         try:
             values.update(settings_view.flatten(json.loads(overriding)))
         except (ValueError, AttributeError) as error:
-            raise PortraitDiffusionError("setting-invalid", f"settings is no JSON object ({error})", "Write {\"mesh\": {\"faces\": 20000}}") from error
+            raise PortraitDiffusionError(
+                "setting-invalid", f"settings is no JSON object ({error})", 'Write {"mesh": {"faces": 20000}}'
+            ) from error
     if seed >= 0:
         values["seed"] = seed
     data = settings_view.request(values, wanted)

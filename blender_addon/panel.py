@@ -169,7 +169,12 @@ def draw_outcome(layout: bpy.types.UILayout, job: Job) -> None:
     if job.error is not None:
         suggests = bool(getattr(job.error, "suggested", None)) or bool(settings_view.smaller(runtime.session().job_settings(job)))
         failed = checks.Failure(
-            job.id, job.error.code, job.error.message, job.error.hint, can_resume=job.on_backend and job.state == "failed", can_shrink=suggests
+            job.id,
+            job.error.code,
+            job.error.message,
+            job.error.hint,
+            can_resume=job.on_backend and job.state == "failed",
+            can_shrink=suggests,
         )
         draw_check(layout, checks.after(failed))
         return

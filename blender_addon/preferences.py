@@ -58,7 +58,10 @@ class PortraitPreferences(bpy.types.AddonPreferences):
     remote_server_key: StringProperty(name="Backend's key", description="The backend's public key, 40 characters", update=_changed)
     remote_public_key: StringProperty(name="Own public key", description="Your public key, 40 characters", update=_changed)
     remote_secret_key: StringProperty(
-        name="Own secret key", description="Your secret key, 40 characters; kept in Blender's preferences", subtype="PASSWORD", update=_changed
+        name="Own secret key",
+        description="Your secret key, 40 characters; kept in Blender's preferences",
+        subtype="PASSWORD",
+        update=_changed,
     )
     developer_python: StringProperty(
         name="Developer: Python",

@@ -75,7 +75,9 @@ class Session:
             raise PortraitDiffusionError("wheel-missing", f"{self.addon} holds no wheel", "Install the extension from its zip")
         folder = Path(bpy.path.abspath(given.wheel_folder)) if given.wheel_folder else None
         if folder is not None and not folder.is_dir():
-            raise PortraitDiffusionError("folder-missing", f"there is no folder {folder}", "Correct the offline wheel folder in the preferences")
+            raise PortraitDiffusionError(
+                "folder-missing", f"there is no folder {folder}", "Correct the offline wheel folder in the preferences"
+            )
         torch = {"CPU": "cpu", "GPU": "gpu"}.get(given.torch) or ("gpu" if shutil.which("nvidia-smi") else "cpu")
         return Options(self.wheel, self.addon / "constraints.txt", torch, folder, sys.executable)
 

@@ -100,7 +100,8 @@ def _backend(now: Situation) -> list[Check]:
     if now.state is State.LOST:
         return [Check("backend-lost", "stop", now.message, (START, LOG))]
     if now.state is State.INSTALLED and now.outdated:
-        return [Check("backend-outdated", "stop", now.message, (Fix("portrait.backend_install", "Update backend"),))]
+        text = now.message or "The installed backend is of another version"
+        return [Check("backend-outdated", "stop", text, (Fix("portrait.backend_install", "Update backend"),))]
     if now.offered is not None and now.backend_version and now.own_version and now.backend_version != now.own_version:
         text = f"The backend is version {now.backend_version}, this extension {now.own_version}"
         return [Check("version", "note", text)]

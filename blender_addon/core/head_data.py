@@ -42,8 +42,11 @@ class PhotoCamera:
 
 @dataclass(frozen=True)
 class HeadData:
-    """vertices (V * 3) f32 metres; corners (F * 3) i32 vertex of each corner; uvs (F * 3 * 2) f32 of each corner, origin bottom left;
-    texture: a PNG file; identity: seed, settings, hashes; camera and photo: None for a job without them."""
+    """A head as flat arrays.
+
+    vertices (V * 3) f32 metres; corners (F * 3) i32 vertex of each corner; uvs (F * 3 * 2) f32 of each corner, origin bottom left;
+    texture: a PNG file; identity: seed, settings, hashes; camera and photo: None for a job without them.
+    """
 
     vertices: NDArray[np.float32]
     corners: NDArray[np.int32]
@@ -68,7 +71,9 @@ def read_head(folder: Path) -> HeadData:
         vertices, corners, uvs, texture = parse_glb(data)
         camera = photo_camera(record)
     except (OSError, ValueError, KeyError, IndexError, TypeError, struct.error) as error:
-        raise PortraitDiffusionError("result-unreadable", f"{folder} holds no readable head ({error})", "Fetch it again from History") from error
+        raise PortraitDiffusionError(
+            "result-unreadable", f"{folder} holds no readable head ({error})", "Fetch it again from History"
+        ) from error
     photo = folder / PHOTO
     identity = {name: record.get(name) for name in ("generator", "photo", "seed", "settings", "weights")}
     sha = hashlib.sha256(data).hexdigest()

@@ -101,6 +101,7 @@ class Installer:
         self._thread: threading.Thread | None = None
         self._process: subprocess.Popen[str] | None = None
         self._cancelled = threading.Event()
+        self._advice = ""
 
     @property
     def running(self) -> bool:
@@ -139,6 +140,8 @@ class Installer:
 
     def _install(self, options: Options) -> None:
         folders = self.folders
+        offline = options.wheel_folder is not None
+        self._advice = "The folder of wheels must hold every package that the backend needs" if offline else "Try again"
         folders.backend.mkdir(parents=True, exist_ok=True)
         folders.incomplete.touch()
         self.log.start()
@@ -201,9 +204,7 @@ class Installer:
         except (OSError, subprocess.TimeoutExpired):
             return False
 
-    def _call(
-        self, command: list[str], problem: str, take: Callable[[str], None] | None = None, accept: tuple[int, ...] = (0,)
-    ) -> None:
+    def _call(self, command: list[str], problem: str, take: Callable[[str], None] | None = None, accept: tuple[int, ...] = (0,)) -> None:
         """Run a command, its output going to the log (or to `take`) line by line; raises install-failed or install-cancelled."""
         if self._cancelled.is_set():
             raise _cancelled()
@@ -221,16 +222,18 @@ class Installer:
         with process:
             self._process = process
             assert process.stdout is not None
-            last = ""
+            last, first_error = "", ""
             for line in process.stdout:
                 last = line.rstrip() or last
+                if line.startswith("ERROR: "):
+                    first_error = first_error or line.rstrip()
                 (take or self.log.write)(line.rstrip())
         self._process = None
         if self._cancelled.is_set():
             raise _cancelled()
         if process.returncode not in accept:
-            detail = last.removeprefix("ERROR: ") or f"exit code {process.returncode}"
-            raise PortraitDiffusionError("install-failed", f"{problem}: {detail}", f"Try again; all output is in {self.log.path}", True)
+            detail = (first_error or last).removeprefix("ERROR: ").rstrip(".") or f"exit code {process.returncode}"
+            raise PortraitDiffusionError("install-failed", f"{problem}: {detail}", f"{self._advice}; all output is in {self.log.path}", True)
 
 
 def _cancelled() -> PortraitDiffusionError:
@@ -244,4 +247,6 @@ def clean_environment() -> dict[str, str]:
 
 def hidden_window() -> dict[str, Any]:
     """Return the options that keep Windows from opening a console."""
-    return {"creationflags": subprocess.CREATE_NO_WINDOW} if sys.platform == "win32" else {}
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NO_WINDOW}
+    return {}

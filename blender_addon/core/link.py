@@ -175,7 +175,9 @@ class Link:
                 self._lost(error)
         except OSError as error:
             text = f"{error.strerror or error} ({error.filename})" if error.filename else str(error)
-            self._emit(Failed(command.name, command.about, PortraitDiffusionError("file-error", text, "Check the disk and its permissions")))
+            self._emit(
+                Failed(command.name, command.about, PortraitDiffusionError("file-error", text, "Check the disk and its permissions"))
+            )
         except Exception as error:  # noqa: BLE001 - a fault in one command must not end the thread: it is shown like any other failure
             text = f"{type(error).__name__}: {error}"
             self._emit(Failed(command.name, command.about, PortraitDiffusionError("internal-error", text, "Please report it")))
@@ -207,7 +209,9 @@ class Link:
             self._emit(Disconnected(error, lost=False))
         except (ImportError, OSError, ValueError) as error:
             self._target = None
-            self._emit(Disconnected(PortraitDiffusionError("backend-unreachable", str(error), "Check the address and the keys"), lost=False))
+            self._emit(
+                Disconnected(PortraitDiffusionError("backend-unreachable", str(error), "Check the address and the keys"), lost=False)
+            )
         else:
             self._emit(Connected(self._client.info))
 
