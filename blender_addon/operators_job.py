@@ -1,7 +1,7 @@
 """Operators that make heads: generate, cancel, re-texture, again with the same seed, resume.
 
 `invoke` (a click) returns at once and the timer does the rest; `execute` (a script, `blender -b`) waits for the end and leaves
-the head as the active object.
+the head as the active object, unless it is told not to wait.
 """
 
 import json
@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import bpy
-from bpy.props import FloatProperty, IntProperty, StringProperty
+from bpy.props import BoolProperty, FloatProperty, IntProperty, StringProperty
 
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import from_dict
@@ -78,20 +78,22 @@ class _JobOperator:
 
     bl_options = {"REGISTER"}
 
+    wait: BoolProperty(
+        name="Wait", description="Return when the head is in the scene; off: at once, as a click does", default=True, options={"SKIP_SAVE"}
+    )
     timeout: FloatProperty(name="Timeout", description="Seconds to wait in scripts; 0: as long as it takes", default=0.0, min=0.0)
 
     def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
         """Submit and return; the head comes in when it is done."""
-        try:
-            self.submit(context)
-        except PortraitDiffusionError as error:
-            return refuse(self, error)
-        return {"FINISHED"}
+        self.wait = False
+        return self.execute(context)
 
     def execute(self, context: bpy.types.Context) -> set[str]:
         """Submit, wait, import; the head is the active object then."""
         try:
             job = self.submit(context)
+            if not self.wait:
+                return {"FINISHED"}
             job.wanted = False  # imported here, not by the timer
             wait_for(job, self.timeout)
         except PortraitDiffusionError as error:

@@ -47,8 +47,6 @@ class Session:
         self.pictures = Pictures()
         self.notice = ""
         self.history_page = 0
-        self.slowest = 0.0
-        """The longest poll so far, in seconds."""
         self._waiting: list[tuple[str, Any]] = []
         self._status_at = 0.0
         self._drawn: object = None
@@ -87,15 +85,12 @@ class Session:
         """Do what is due and return the seconds until the next call."""
         start = time.perf_counter()
         self.backend.tick()
-        imported = False
         while time.perf_counter() - start < BUDGET_SECONDS and (event := self.link.take()) is not None:
             self._handle(event)
         self._send_waiting()
         self._ask_status()
-        imported = self._import_ready()
+        self._import_ready()
         self.redraw_if_changed()
-        if not imported:
-            self.slowest = max(self.slowest, time.perf_counter() - start)
         return ACTIVE_SECONDS if self.busy else IDLE_SECONDS
 
     @property
@@ -315,17 +310,15 @@ class Session:
 
     # --- import
 
-    def _import_ready(self) -> bool:
-        """Import the heads that wait, when nothing is in the way; returns whether one was imported."""
-        ready = [job for job in self.jobs if job.wanted and job.head is not None]
-        if not ready or not in_object_mode():
-            return False
+    def _import_ready(self) -> None:
+        """Import one head that waits, if nothing is in the way; the next call takes the next."""
+        job = next((job for job in self.jobs if job.wanted and job.head is not None), None)
+        if job is None or not in_object_mode():
+            return
         from . import scene_import
 
-        for job in ready:
-            job.wanted = False
-            scene_import.import_job(self, job, undo=True)
-        return True
+        job.wanted = False
+        scene_import.import_job(self, job, undo=True)
 
     def job_settings(self, job: Job) -> dict[str, Any]:
         """Return a job's settings as {path: value}."""

@@ -10,7 +10,8 @@ from .manager import State
 
 Severity = Literal["stop", "note"]
 PHOTO_CODES = ("no-face", "face-", "photo-", "image-")
-MEMORY_CODES = ("out-of-memory", "memory-", "worker-killed")
+MEMORY_CODES = ("out-of-memory", "worker-died")
+"""A worker that is killed has most often run out of memory: then smaller settings are offered beside Resume."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def test_a_failed_job_offers_what_fits_its_error() -> None:
     assert operators("no-face") == ["portrait.choose_photo", "portrait.dismiss"]
     assert operators("face-turned-away")[0] == "portrait.choose_photo"
     assert operators("out-of-memory", can_shrink=True)[0] == "portrait.suggested_settings"
-    assert operators("worker-lost", can_resume=True) == ["portrait.resume", "portrait.dismiss"]
+    assert operators("worker-died", can_resume=True) == ["portrait.resume", "portrait.dismiss"]
     assert after(Failure("j", "x", "it failed", "do that")).text == "it failed. do that"
 
 
