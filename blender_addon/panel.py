@@ -128,7 +128,7 @@ def draw_choices(layout: bpy.types.UILayout, props: Any) -> None:
     column = layout.column(align=True)
     column.use_property_split = True
     column.use_property_decorate = False
-    column.prop(props, "name")
+    column.prop(props, "name", placeholder="The photo's name")
     row = column.row(align=True)
     row.prop(props.settings, "seed")
     row.operator("portrait.random_seed", text="", icon="FILE_REFRESH")

@@ -5,6 +5,7 @@ A live picture is written into the preview's pixels: `reload` would show a spinn
 
 from __future__ import annotations
 
+from array import array
 from pathlib import Path
 
 import bpy
@@ -27,8 +28,6 @@ class Pictures:
 
     def live(self, job: str, jpeg: bytes) -> None:
         """Show a job's newest preview, in the panel and in the image data-block (5 ms for 512 x 512)."""
-        import numpy as np
-
         image = live_image()
         image.pack(data=jpeg, data_len=len(jpeg))
         image.source = "FILE"
@@ -36,7 +35,7 @@ class Pictures:
         width, height = image.size
         if width == 0 or height == 0 or image.channels != 4:
             return  # not a picture: a preview more or less
-        pixels = np.empty(width * height * 4, np.float32)
+        pixels = array("f", bytes(4 * 4 * width * height))
         image.pixels.foreach_get(pixels)
         preview = self._collection.get("live") or self._collection.new("live")
         preview.image_size = (width, height)

@@ -233,7 +233,9 @@ class Installer:
             raise _cancelled()
         if process.returncode not in accept:
             detail = (first_error or last).removeprefix("ERROR: ").rstrip(".") or f"exit code {process.returncode}"
-            raise PortraitDiffusionError("install-failed", f"{problem}: {detail}", f"{self._advice}; all output is in {self.log.path}", True)
+            raise PortraitDiffusionError(
+                "install-failed", f"{problem}: {detail}", f"{self._advice}; all output is in {self.log.path}", True
+            )
 
 
 def _cancelled() -> PortraitDiffusionError:

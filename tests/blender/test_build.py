@@ -133,6 +133,8 @@ def test_a_refused_zip_is_not_left_behind(wheels: Path, tmp_path: Path, monkeypa
 
 
 def test_nothing_heavy_is_imported_before_register() -> None:
-    code = "import sys; import blender_addon; print([m for m in sys.modules if m.split('.')[0] in ('bpy', 'numpy', 'zmq', 'portrait_shared')])"
+    code = (
+        "import sys; import blender_addon; print([m for m in sys.modules if m.split('.')[0] in ('bpy', 'numpy', 'zmq', 'portrait_shared')])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=build_addon.ROOT, check=True)
     assert done.stdout.strip() == "[]"
