@@ -25,6 +25,8 @@ Reply = TypeVar("Reply", bound=p.Message)
 
 REQUEST_SECONDS = 20.0
 """A backend answers every request within milliseconds; a photo of 100 MB over a slow network takes its time."""
+RESUBMIT_SECONDS = 10.0
+"""How long `submit` waits for a backend that went away in the middle of it."""
 RECONNECT_SECONDS = 60.0
 """How long `follow` waits for a backend that is being restarted."""
 QUERY_SECONDS = 5.0
@@ -91,7 +93,7 @@ class Client:
         except PortraitDiffusionError as error:
             if error.code != "backend-lost":
                 raise
-            self.reconnect()
+            self._reconnect_patiently(time.monotonic() + RESUBMIT_SECONDS)
             return self._request(message, p.JobReply).job
 
     def retexture(self, id: str, settings: Settings | Mapping[str, Any], *, name: str = "") -> p.JobInfo:

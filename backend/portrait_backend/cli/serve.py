@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from portrait_backend.cli.console import Debug, Json, print_json, quieten
+from portrait_backend.cli.console import Debug, Json, quieten
 
 DataOption = Annotated[
     Path | None, typer.Option("--data", metavar="DIR", help="Folder of jobs and keys.", show_default="the user's folder")
@@ -40,7 +42,8 @@ def serve(
 
     def ready(endpoint: str, path: Path) -> None:
         if json:
-            print_json({"endpoint": endpoint, "connection_file": str(path), "data": str(options.data)})
+            facts = {"endpoint": endpoint, "connection_file": str(path), "data": str(options.data), "pid": os.getpid()}
+            typer.echo(dumps(facts))  # one line: more may follow, an error for one
         else:
             typer.echo(f"listening on {endpoint}, connection file {path}")
 

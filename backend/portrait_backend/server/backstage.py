@@ -27,9 +27,10 @@ class DeviceInfo:
 
 @dataclass(frozen=True)
 class Ready:
-    """The worker has loaded everything and waits for jobs."""
+    """The worker knows its device; waiting: it has loaded everything and waits for a job."""
 
     device: DeviceInfo
+    waiting: bool = True
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Beat:
 
 @dataclass(frozen=True)
 class RunJob:
-    """To the worker: run a job in its folder; parent: the folder whose geometry it keeps ("" for none)."""
+    """To the worker: run a job in its folder; source: the photo's name; start: "texture" to keep the geometry that is there."""
 
     job: str
     folder: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import math
 from pathlib import Path
@@ -19,10 +20,11 @@ from portrait_shared.settings import from_dict
 PREVIEW_SIDES = 256, 512
 """Smaller previews (the fit's are as large as its ray batch) are enlarged, larger ones reduced."""
 JPEG_QUALITY = 85
+WARM = ("portrait.align", "prior.starter", "mesh.build", "mesh.export", "outputs")
 
 
 class PipelineEngine:
-    """Runs jobs on one device: auto, cpu, cuda or cuda:N."""
+    """Runs jobs on one device: auto, cpu, cuda or cuda:N (the worker process then sees that GPU only)."""
 
     def __init__(self, device: str) -> None:
         self.device = devices.choose_device(device.partition(":")[0])
@@ -35,6 +37,14 @@ class PipelineEngine:
         memory = doctor.total_memory_gb()
         name = f"CPU, {torch.get_num_threads()} threads"
         return DeviceInfo("cpu", name, None if memory is None else round(1000 * memory))
+
+    def warm_up(self) -> None:
+        """Import the parts that the pipeline imports when it needs them, and read the weights of the prior."""
+        for name in WARM:
+            importlib.import_module(f"portrait_backend.{name}")
+        from portrait_backend.prior.starter import starter_network
+
+        starter_network()
 
     def run(self, job: RunJob, reporter: Reporter) -> tuple[str, ...]:
         """Run the pipeline in the job's folder; it goes on after the last finished stage that is there."""

@@ -39,6 +39,21 @@ class JobFolder:
             if file.is_file() and not file.name.startswith("."):
                 _link(file, self.geometry / file.name)
 
+    def keep_only(self, stages: set[str]) -> None:
+        """Remove the finished stages of a completed job but these; a re-texture job has its geometry apart and needs none."""
+        kept = set() if self.geometry.is_dir() else stages
+        for path in self.checkpoints.glob("*"):
+            if path.name.partition(".")[0] not in kept:
+                path.unlink(missing_ok=True)
+
+    def remove_litter(self) -> None:
+        """Remove what a killed worker was just writing: everything hidden."""
+        for path in [*self.path.glob(".*"), *self.path.glob("*/.*")]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
     def remove(self) -> None:
         """Remove the folder and everything in it."""
         shutil.rmtree(self.path, ignore_errors=True)

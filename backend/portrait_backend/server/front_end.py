@@ -28,6 +28,7 @@ TICK_SECONDS = 0.1
 MESSAGES_A_TURN = 100
 """Messages of clients that are handled before the workers and the clock get their turn."""
 DOMAIN = "clients"
+ACTIVE: tuple[p.JobState, ...] = ("queued", "running", "cancelling")
 log = logging.getLogger(__name__)
 
 
@@ -97,7 +98,7 @@ class FrontEnd:
                 self._receive()
         self.pool.tick()
         self._peers.forget_silent()
-        if len(self._peers) or self.store.count("queued") or self.store.count("running"):
+        if len(self._peers) or any(self.store.count(state) for state in ACTIVE):
             self.busy = time.monotonic()
 
     def _receive(self) -> None:
@@ -105,8 +106,9 @@ class FrontEnd:
         frames = [frame.bytes for frame in rest]
         peer = routing_id.bytes
         owner = _user_of(routing_id if not rest else rest[-1])
-        if owner is None or not self._may_enter(owner) or not _is_assigned(peer):
-            self._peers.answer(peer, p.ErrorReply(_refusal(), request=p.request_of(frames)))
+        refusal = _refusal(owner is not None and self._may_enter(owner), peer)
+        if owner is None or refusal is not None:
+            self._peers.answer(peer, p.ErrorReply(refusal or _UNKNOWN, request=p.request_of(frames)))
             return
         self._peers.hear(peer, owner)
         self._peers.answer(peer, self._reply(owner, frames))
@@ -214,10 +216,13 @@ def _user_of(frame: zmq.Frame) -> str | None:
         return None
 
 
-def _is_assigned(routing_id: bytes) -> bool:
-    """Tell whether libzmq made this routing id: a client that chooses one could take over another one's messages."""
-    return len(routing_id) == 5 and routing_id[0] == 0
+_UNKNOWN = p.ErrorInfo("key-refused", "this key is not authorised (any more)", "Ask the owner of the backend for a new one")
 
 
-def _refusal() -> p.ErrorInfo:
-    return p.ErrorInfo("key-refused", "this key is not authorised (any more)", "Ask the owner of the backend for a new one")
+def _refusal(known: bool, routing_id: bytes) -> p.ErrorInfo | None:
+    """Return why a message is not even read, None if it is."""
+    if not known:
+        return _UNKNOWN
+    if len(routing_id) != 5 or routing_id[0] != 0:  # libzmq did not make it: who chooses one could get what is meant for another
+        return p.ErrorInfo("protocol-error", "a client must not choose its routing id", "Leave ZMQ_ROUTING_ID alone")
+    return None

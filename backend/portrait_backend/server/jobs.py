@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,9 +53,9 @@ class Jobs:
         settings = from_dict(message.settings)
         stages.check(settings)
         parent = None if message.parent is None else self._own(owner, message.parent)
-        photo = self._photo(message, parent)
         if message.start is not None:
             settings = _keeping_geometry(settings, message.start, parent)
+        photo = self._photo(message, parent)
         info = p.JobInfo(
             id=job,
             name=_clean(message.name) or "Portrait",
@@ -77,15 +78,11 @@ class Jobs:
             folder.create(photo)
             if parent is not None and message.start is not None:
                 folder.keep_geometry(self._data.job(parent.info.id))
-        except OSError as error:
+            record = self.store.add(info, owner)
+        except (OSError, sqlite3.OperationalError) as error:
             folder.remove()
-            raise PortraitDiffusionError(
-                "disk-full",
-                f"the photo can't be stored ({error.strerror})",
-                "Free some space where the backend keeps its data",
-                retryable=True,
-            ) from error
-        record = self.store.add(info, owner)
+            hint = "Free some space for the backend's data"
+            raise PortraitDiffusionError("disk-full", f"the job can't be stored ({error})", hint, retryable=True) from error
         log.info("job %s queued", job)
         self._notify(owner, p.JobStateChanged(record.info))
         return record.info
@@ -161,8 +158,7 @@ class Jobs:
 
     def next_job(self) -> Record | None:
         """Return the job that has waited longest."""
-        waiting = self.store.in_state("queued")
-        return waiting[0] if waiting else None
+        return self.store.oldest("queued")
 
     def start(self, record: Record) -> b.RunJob:
         """Bring a waiting job into the state running and return the order for its worker."""
@@ -185,11 +181,18 @@ class Jobs:
         self._notify(record.owner, made)
 
     def finished(self, message: b.Finished) -> None:
-        """Complete a job."""
+        """Complete a job; of its finished stages those stay that a re-texture starts from."""
         self._end(message.job, "completed", files=message.files, warnings=message.warnings)
+        record = self._find(message.job)
+        if record is not None and record.info.state == "completed":
+            shaping = [stage for stage in record.info.settings.get("stages", ()) if stage in stages.SHAPING]
+            self._data.job(message.job).keep_only({"portrait", *shaping[-1:], "mesh"})
 
     def stopped(self, job: str) -> None:
         """A job has noticed that it was cancelled."""
+        record = self._find(job)
+        if record is not None and record.info.state == "running":
+            self._change(job, "cancelling")  # a worker never stops by itself; a job must not run for ever without one
         self._end(job, "cancelled")
 
     def failed(self, job: str, error: p.ErrorInfo) -> None:
@@ -217,7 +220,7 @@ class Jobs:
     def _change(self, job: str, state: p.JobState, **changes: Any) -> Record:
         record = self.store.transition(job, state, **changes)
         error = record.info.error
-        log.info("job %s %s%s", job, state, f" ({error.code}: {error.message})" if error else "")
+        log.info("job %s %s%s", job, state, f" ({error.code}: {error.message})\n{error.log}".rstrip() if error else "")
         self._notify(record.owner, p.JobStateChanged(record.info))
         return record
 

@@ -15,7 +15,7 @@ from portrait_backend.server.gate import Gate
 from portrait_backend.server.jobs import Jobs
 from portrait_backend.server.keys import KeyPair
 from portrait_backend.server.worker import WorkerStart, main
-from portrait_shared.protocol import MAX_MESSAGE_BYTES, ErrorInfo
+from portrait_shared.protocol import MAX_MESSAGE_BYTES, ErrorInfo, ProtocolError
 
 CANCEL_SECONDS = 30.0
 """A job that has not stopped so long after it was cancelled loses its worker; stages report at least once a second."""
@@ -60,14 +60,21 @@ class Pool:
     def handle(self, socket: zmq.Socket[bytes]) -> None:
         """Receive what a worker has sent."""
         device = next(device for device in self.devices if device.socket is socket)
-        message = b.from_frames(socket.recv_multipart())
+        try:
+            message = b.from_frames(socket.recv_multipart())
+        except ProtocolError as error:
+            self._bury(device, f"it sent something unreadable: {error.message}")
+            return
         device.heard = time.monotonic()
+        log.debug("%s: %s", device.name, type(message).__name__)
         if isinstance(message, b.Ready):
-            device.info, device.ready, device.failures, device.problem = message.device, True, 0, None
+            device.info, device.ready = message.device, message.waiting
+            device.failures, device.problem = 0, None
         elif isinstance(message, b.Update):
             self._jobs.progress(message)
         elif isinstance(message, b.Failed) and not message.job:
-            device.problem = message.error  # it could not start
+            device.problem = message.error
+            self._bury(device, f"it can't start: {message.error.message}")
         elif isinstance(message, b.Finished | b.Stopped | b.Failed):
             self._take(device, message)
 
@@ -147,11 +154,11 @@ class Pool:
 
     def _bury(self, device: Device, how: str) -> None:
         log.error("the worker for %s is gone: %s", device.name, how)
-        job, was_ready = device.job, device.info is not None and device.failures == 0
+        job, ready = device.job, device.ready
         self._end(device)
         if job is not None:
             self._jobs.died(job, how)
-        elif not was_ready or device.problem is not None:
+        elif not ready:
             device.failures += 1
             if device.problem is None:
                 device.problem = ErrorInfo(

@@ -8,6 +8,7 @@ import logging.handlers
 import math
 import os
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,7 +46,8 @@ class ServeOptions:
 def serve(options: ServeOptions, on_ready: Callable[[str, Path], None] | None = None) -> None:
     """Serve until told to leave; `on_ready(endpoint, connection file)` is called once clients can connect.
 
-    Raises PortraitDiffusionError bind-refused, bind-failed, data-in-use, data-not-writable, store-damaged, store-newer, keys-unreadable.
+    Raises PortraitDiffusionError bind-refused, bind-failed, data-in-use, data-not-writable, store-damaged, store-newer, keys-unreadable,
+    store-failed.
     """
     try:
         data = DataFolder(options.data)
@@ -68,6 +70,14 @@ def serve(options: ServeOptions, on_ready: Callable[[str, Path], None] | None = 
             if on_ready is not None:
                 on_ready(front.endpoint, path)
             _run(front, parent, options.idle_minutes)
+        except sqlite3.Error as error:
+            log.exception("the store failed")
+            raise PortraitDiffusionError(
+                "store-failed",
+                f"{data.store} can't be written ({error})",
+                "Free some space there and start again; no job is lost",
+                retryable=True,
+            ) from error
         finally:
             path.unlink(missing_ok=True)
             front.close()

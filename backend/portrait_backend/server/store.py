@@ -144,6 +144,11 @@ class JobStore:
         marks = ", ".join("?" * len(states))
         return self._rows(f"WHERE state IN ({marks}) ORDER BY created, rowid", *states)
 
+    def oldest(self, state: JobState) -> Record | None:
+        """Return the job that has been in a state longest, by its age."""
+        rows = self._rows("WHERE state = ? ORDER BY created, rowid LIMIT 1", state)
+        return rows[0] if rows else None
+
     def count(self, state: JobState, owner: str | None = None) -> int:
         """Return how many jobs are in a state."""
         where, values = ("", (state,)) if owner is None else (" AND owner = ?", (state, owner))

@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 import traceback
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from typing import Any, Protocol
 import zmq
 
 from portrait_backend.server import backstage as b
+from portrait_backend.server.folders import JobFolder
 from portrait_backend.server.keys import KeyPair
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.protocol import MAX_MESSAGE_BYTES, ErrorInfo, FileInfo
@@ -31,7 +33,6 @@ PROGRESS_SECONDS = 0.1
 """Reports that follow each other faster are left out, unless a stage starts or ends."""
 PREVIEW_SECONDS = 0.5
 LOG_LINES = 30
-RESULT = "result"
 log = logging.getLogger(__name__)
 
 
@@ -69,6 +70,9 @@ class Engine(Protocol):
     def describe(self) -> b.DeviceInfo:
         """Return the device as it is now."""
 
+    def warm_up(self) -> None:
+        """Load what every job needs."""
+
     def run(self, job: b.RunJob, reporter: Reporter) -> tuple[str, ...]:
         """Make ``result`` in the job's folder, at once and complete, and return its warnings.
 
@@ -78,7 +82,9 @@ class Engine(Protocol):
 
 def main(start: WorkerStart) -> None:
     """Run a worker until the front end says goodbye or is gone; the target of the process."""
+    warnings.simplefilter("ignore")  # the libraries' chatter; what users should know is in a result's warnings
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the front end decides
+    os.environ.update(only_device(start.device, os.environ.get("CUDA_VISIBLE_DEVICES", "")))  # torch is not loaded yet
     threading.Thread(target=_leave_with_the_front_end, name="watch", daemon=True).start()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     inner = context.socket(zmq.PAIR)
@@ -86,14 +92,29 @@ def main(start: WorkerStart) -> None:
     state = _State()
     threading.Thread(target=_carry, args=(context, start, state), name="messages", daemon=True).start()
     module, _, name = start.engine.partition(":")
-    engine: Engine = getattr(importlib.import_module(module), name)(start.device)
-    inner.send_multipart(b.to_frames(b.Ready(engine.describe())))
+    try:
+        engine: Engine = getattr(importlib.import_module(module), name)(start.device)
+        inner.send_multipart(b.to_frames(b.Ready(engine.describe(), waiting=False)))
+        engine.warm_up()
+        inner.send_multipart(b.to_frames(b.Ready(engine.describe())))
+    except PortraitDiffusionError as error:
+        inner.send_multipart(b.to_frames(b.Failed("", ErrorInfo.of(error))))
+        threading.Event().wait()  # the front end reads it and ends this process
     while True:
         message = b.from_frames(inner.recv_multipart())
         if isinstance(message, b.RunJob):
             answer = _run(engine, message, _Reporter(message.job, inner, state))
             inner.send_multipart(b.to_frames(answer))
             inner.send_multipart(b.to_frames(b.Ready(engine.describe())))
+
+
+def only_device(device: str, visible: str) -> dict[str, str]:
+    """Return the environment that shows CUDA one GPU only: "cuda:1" is the second of those visible so far ("" for all)."""
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not number:
+        return {}
+    names = visible.split(",") if visible else []
+    return {"CUDA_VISIBLE_DEVICES": names[int(number)] if int(number) < len(names) else "" if names else number}
 
 
 def _leave_with_the_front_end() -> None:
@@ -134,6 +155,7 @@ def _carry(context: zmq.Context[zmq.Socket[bytes]], start: WorkerStart, state: _
             if isinstance(message, b.CancelJob):
                 state.cancel = message.job
             elif isinstance(message, b.RunJob):
+                state.cancel = ""  # a resumed job may have been cancelled before
                 inner.send_multipart(frames)
         if time.monotonic() >= beat:
             beat = time.monotonic() + b.BEAT_SECONDS
@@ -168,8 +190,9 @@ class _Reporter:
 
 def _run(engine: Engine, job: b.RunJob, reporter: Reporter) -> b.Finished | b.Stopped | b.Failed:
     try:
-        warnings = engine.run(job, reporter)
-        return b.Finished(job.job, result_files(Path(job.folder) / RESULT), warnings)
+        JobFolder(Path(job.folder)).remove_litter()
+        notes = engine.run(job, reporter)
+        return b.Finished(job.job, result_files(JobFolder(Path(job.folder)).result), notes)
     except Cancelled:
         return b.Stopped(job.job)
     except PortraitDiffusionError as error:
