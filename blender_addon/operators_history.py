@@ -2,6 +2,7 @@
 
 import bpy
 from bpy.props import IntProperty, StringProperty
+from mathutils import Vector
 
 from portrait_shared.errors import PortraitDiffusionError
 
@@ -142,15 +143,32 @@ class PORTRAIT_OT_view_head(bpy.types.Operator):
         return context.area is not None and context.area.type == "VIEW_3D" and context.active_object is not None
 
     def execute(self, context: bpy.types.Context) -> set[str]:
-        """Frame the selection seen from the front; show textures."""
-        space = context.space_data
+        """Frame the head seen from the front, with its texture; alone (local view) where something around it hides it."""
+        space, head = context.space_data, context.active_object
+        head.select_set(True)
         if space.shading.type == "SOLID":
             space.shading.color_type = "TEXTURE"
         region = next(r for r in context.area.regions if r.type == "WINDOW")
         with context.temp_override(region=region):
+            if space.local_view is None and is_enclosed(head, context.visible_objects):
+                bpy.ops.view3d.localview(frame_selected=False)
+                self.report({"INFO"}, "Another object encloses the head: local view, numpad / leaves it")
             bpy.ops.view3d.view_axis(type="FRONT")
             bpy.ops.view3d.view_selected(use_all_regions=False)
         return {"FINISHED"}
+
+
+def is_enclosed(head: bpy.types.Object, others: list[bpy.types.Object]) -> bool:
+    """Return whether the box of another object holds the middle of the head: a new file's cube is seven times its size."""
+    middle = head.matrix_world @ (sum((Vector(corner) for corner in head.bound_box), Vector()) / 8)
+    for other in others:
+        if other is head or other.type not in ("MESH", "CURVE", "SURFACE", "META") or other.get("portrait_job"):
+            continue
+        local = other.matrix_world.inverted_safe() @ middle
+        low, high = other.bound_box[0], other.bound_box[6]
+        if all(low[axis] <= local[axis] <= high[axis] for axis in range(3)):
+            return True
+    return False
 
 
 class PORTRAIT_OT_photo_size(bpy.types.Operator):

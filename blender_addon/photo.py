@@ -17,7 +17,7 @@ MAGIC = ((b"\x89PNG", ".png"), (b"\xff\xd8\xff", ".jpg"), (b"RIFF", ".webp"), (b
 
 @dataclass(frozen=True)
 class ChosenPhoto:
-    """A photo as it is now: its name, and the function that writes it to a path without suffix and returns the file."""
+    """A photo as it is now: its name, and the function that writes it to a path (adding the suffix) and returns the file."""
 
     name: str
     write: Callable[[Path], Path]
@@ -56,7 +56,7 @@ def take(props: bpy.types.PropertyGroup) -> ChosenPhoto:
 
 def of_file(path: Path) -> ChosenPhoto:
     """Return a photo that lies on the disk."""
-    return ChosenPhoto(path.stem, lambda target: Path(shutil.copyfile(path, target.with_suffix(path.suffix.lower() or ".img"))))
+    return ChosenPhoto(path.stem, lambda target: Path(shutil.copyfile(path, with_ending(target, path.suffix.lower() or ".img"))))
 
 
 def of_image(image: bpy.types.Image) -> ChosenPhoto:
@@ -67,7 +67,7 @@ def of_image(image: bpy.types.Image) -> ChosenPhoto:
             data = bytes(image.packed_file.data)
             suffix = next((end for start, end in MAGIC if data.startswith(start)), "")
             if suffix:
-                return ChosenPhoto(name, lambda target: _written(target.with_suffix(suffix), data))
+                return ChosenPhoto(name, lambda target: _written(with_ending(target, suffix), data))
         else:
             path = Path(bpy.path.abspath(image.filepath, library=image.library))
             if path.is_file():
@@ -93,11 +93,16 @@ def _of_pixels(image: bpy.types.Image, name: str) -> ChosenPhoto:
             whole = np.repeat(pixels, 3, 2)
         if whole.shape[2] == 3:
             whole = np.concatenate([whole, np.ones((height, width, 1), np.float32)], 2)
-        path = target.with_suffix(".png")
+        path = with_ending(target, ".png")
         write_png(path, whole, linear)
         return path
 
     return ChosenPhoto(name, write)
+
+
+def with_ending(path: Path, suffix: str) -> Path:
+    """Return the path with a suffix appended (a name may hold dots), its name no longer than file systems take."""
+    return path.with_name(bpy.path.clean_name(path.name)[:100] + suffix)
 
 
 def _written(path: Path, data: bytes) -> Path:

@@ -28,7 +28,7 @@ def import_job(session: Session, job: Job, undo: bool, scene: bpy.types.Scene | 
     target = scene or bpy.data.scenes.get(job.scene) or current_scene()
     made = import_head(target, job.head, job)
     job.head = None
-    session.notice = f"{made.name} is in the scene {target.name}"
+    session.notice = "" if target == current_scene() else f"{made.name} is in the scene {target.name}"
     if undo:
         bpy.ops.ed.undo_push(message=f"Import {made.name}")
     return made

@@ -152,14 +152,15 @@ class Session:
         self.notice = ""
 
         def send(client: Any) -> Any:
-            job.folder.mkdir(parents=True, exist_ok=True)
+            inputs = job.folder / jobs.INPUT
+            inputs.mkdir(parents=True, exist_ok=True)
             if photo is None:
                 assert parent is not None
                 kept = jobs.photo_in(parent.folder)
-                if kept is not None and jobs.photo_in(job.folder) is None:
-                    shutil.copyfile(kept, job.folder / kept.name)
+                if kept is not None:
+                    shutil.copyfile(kept, inputs / kept.name)
                 return client.submit(None, settings, name=name, parent=parent.id, start="texture", id=id)
-            path = jobs.photo_in(job.folder) or photo.write(job.folder / "input")
+            path = jobs.photo_in(job.folder) or photo.write(inputs / photo.name)
             return client.submit(path, settings, name=name, id=id)
 
         self._waiting.append((id, send))

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from portrait_shared.protocol import ErrorInfo, JobInfo, JobProgress
 
 NOTE = "local.json"
+INPUT = "input"
+"""Folder of the photo in a job's folder: the backend writes the photo's own name into its records."""
 TERMINAL = frozenset({"cancelled", "failed", "completed"})
 STAGE_TITLES = {
     "portrait": "Reading the photo",
@@ -194,7 +196,7 @@ def remove_folder(root: Path, id: str) -> None:
 
 def photo_in(folder: Path) -> Path | None:
     """Return the photo that was kept at submission."""
-    return next(iter(sorted(folder.glob("input.*"))), None)
+    return next(iter(sorted((folder / INPUT).glob("*"))), None)
 
 
 def time_left(seconds: float) -> str:
