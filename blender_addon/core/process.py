@@ -53,7 +53,7 @@ class BackendProcess:
         code = self._process.poll()
         if code is None:
             return None
-        lines = last_lines(self._log, 1)
+        lines = last_lines(self._log, 1) if code > 0 else []  # one that was killed could not say why
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return f"The backend ended ({how})" + (f": {lines[-1]}" if lines else "")
 
