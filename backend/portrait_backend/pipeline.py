@@ -147,7 +147,9 @@ class _Job:
         views: tuple[ProjectedView, ...] = ()
         for name in names:
             made = self.made(name, getattr(self.settings, name, None), partial(self.stage_of, name, portrait, head))
-            head, views = _there(made.head).to(self.context.device), made.views or views
+            head, views = _there(made.head), made.views or views
+            if self.checkpoints is not None:  # it comes from the disk
+                head = head.to(self.context.device)
         return _there(head), views
 
     def stage_of(self, name: str, portrait: Portrait, head: Head | None, context: Context) -> Made:
