@@ -243,8 +243,9 @@ def _cancelled() -> PortraitDiffusionError:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment without what Blender's (or a developer's) Python set for itself."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON") and name != "__PYVENV_LAUNCHER__"}
+    """Return the environment without what Blender's (or a developer's) Python set for itself; pip says in the log what it does."""
+    own = {"__PYVENV_LAUNCHER__", "PIP_QUIET", "PIP_VERBOSE"}
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON") and name not in own}
 
 
 def hidden_window() -> dict[str, Any]:

@@ -137,6 +137,8 @@ def test_the_environment_of_pip_is_clean(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("PYTHONPATH", "/blender/modules")
     monkeypatch.setenv("PYTHONHOME", "/blender/python")
     assert not any(name.startswith("PYTHON") for name in clean_environment()) and "PATH" in clean_environment()
+    monkeypatch.setenv("PIP_QUIET", "1")
+    assert "PIP_QUIET" not in clean_environment()
 
 
 def test_which_python(monkeypatch: pytest.MonkeyPatch) -> None:
