@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from portrait_backend.portrait.regions import face_outline
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.hair_colour import body_pixels, face_outline, hair_pixels, hair_share, photo_hair_colour
+from portrait_backend.prior.hair_colour import body_pixels, hair_pixels, hair_share, photo_hair_colour
 from portrait_backend.prior.hair_strands import along_flow, hair_flow, measure_strands, on_capsule, strand_factors
 from portrait_backend.radiance.cameras import Camera
 

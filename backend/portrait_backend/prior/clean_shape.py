@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from portrait_backend.portrait.regions import face_share
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.hair_colour import face_outline
-from portrait_backend.prior.surface import smoothstep
 from portrait_backend.radiance.density_grid import DensityGrid
 from portrait_backend.radiance.field import RadianceField
 
@@ -23,8 +22,6 @@ Mask = NDArray[np.bool_]
 Array = NDArray[np.float32]
 
 RESOLUTION = 128
-FACE_DEPTH = (0.0, 0.08)
-"""World z from which what lies inside the photo's face outline is the face, whose detail is kept."""
 SMOOTHING, FACE_SMOOTHING = 1.6, 0.6
 """Standard deviation in cells, elsewhere and in the face."""
 THIN, THIN_BELOW, BELOW = 1, 2, -0.14
@@ -49,10 +46,10 @@ def clean_occupancy(head: RadianceField, portrait: Portrait) -> Tensor:
     axis = ((torch.arange(RESOLUTION) + 0.5) / RESOLUTION * 2 - 1) * head.half_extent
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     points = torch.stack([x, y, z], -1).reshape(-1, 3)
-    face, outside = (m.view(share.shape).numpy() for m in _photo_masks(portrait, points))
+    face, empty = (values.view(share.shape).numpy() for values in (face_share(portrait, points), shown_empty(portrait, points)))
     smooth = ndimage.gaussian_filter(share, SMOOTHING, mode="nearest")
     fine = ndimage.gaussian_filter(share, FACE_SMOOTHING, mode="nearest")
-    share = np.where(outside, 0, smooth + face * (fine - smooth))
+    share = np.where(empty, 0, smooth + face * (fine - smooth))
     solid = share > 0.5
     clean = _decided(solid, face > 0.5, (y.numpy() < BELOW))
     clean |= grown(clean, portrait, points, 2 * head.half_extent / RESOLUTION)
@@ -63,16 +60,13 @@ def clean_occupancy(head: RadianceField, portrait: Portrait) -> Tensor:
     return torch.from_numpy((1 / (1 + np.exp(-odds))).astype(np.float32))
 
 
-def _photo_masks(portrait: Portrait, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how much points (N, 3) belong to the face, (N,) in [0, 1], and whether the photo shows that nothing is there."""
-    outline = torch.from_numpy(face_outline(portrait)).float()
-    something = F.max_pool2d((portrait.matte > 0.05).float()[None, None], 2 * OUTSIDE_PX + 1, 1, OUTSIDE_PX)[0, 0]
+def shown_empty(portrait: Portrait, points: Tensor) -> Tensor:
+    """Return at which points (N, 3) the photo shows that there is nothing: (N,) bool."""
+    something = F.max_pool2d((portrait.matte > 0.05).float()[None, None], 2 * OUTSIDE_PX + 1, 1, OUTSIDE_PX)
     nothing = (something < 0.5) & (portrait.valid > 0.5)
-    maps = torch.stack([F.avg_pool2d(outline[None, None], 9, 1, 4)[0, 0], nothing.float()])[None]
     pixels, _ = portrait.camera.project(points)
     at = (pixels / portrait.camera.width * 2 - 1)[None, None]
-    face, empty = F.grid_sample(maps, at, align_corners=False, padding_mode="zeros")[0, :, 0]
-    return face * smoothstep(points[:, 2], *FACE_DEPTH), empty > 0.5
+    return F.grid_sample(nothing.float(), at, align_corners=False, padding_mode="zeros")[0, 0, 0] > 0.5
 
 
 def grown(solid: Mask, portrait: Portrait, points: Tensor, cell: float) -> Mask:

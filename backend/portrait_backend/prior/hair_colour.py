@@ -10,25 +10,17 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from portrait_backend.portrait.regions import FACE_OVAL, Mask, face_outline, filled_polygon
 from portrait_backend.portrait.types import Portrait
 
-Mask = NDArray[np.bool_]
-
-FACE_OVAL = (
-    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152,
-    148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
-)  # fmt: skip
-"""Face-mesh indices of the face's outline."""
 JAW = FACE_OVAL[11:26]
 """The part of the outline below the ears; between its ends and below it there is neck, not hair."""
 JAW_CORNERS = (172, 397)
 EYE_CORNERS = (33, 263)
 SKIN_SPOTS = (50, 101, 118, 205, 280, 330, 347, 425, 151, 108, 337)
 """Face-mesh indices on the cheeks and the forehead."""
-OVAL_GROWTH = 1.06
 LIGHTNESS_WEIGHT = 0.5
 """Of lightness against chroma (Lab) in the likeness to skin: light falls off over a face, its hue stays."""
 SKIN_LIKE, LEAST_SHARE = 14.0, 0.2
@@ -42,12 +34,6 @@ EARS_Z, EARS_TOP = -0.02, 0.08
 """Behind this depth, or above this height, there are no ears."""
 
 
-def face_outline(portrait: Portrait) -> Mask:
-    """Return the photo's face (512, 512): the landmarks' outline, slightly grown."""
-    oval = portrait.landmarks.numpy()[list(FACE_OVAL)]
-    return _polygon(oval.mean(0) + (oval - oval.mean(0)) * OVAL_GROWTH, portrait.rgba.shape[0])
-
-
 def hair_pixels(portrait: Portrait) -> Tensor:
     """Return which pixels (512, 512) of the photo are the sitter's hair: bool.
 
@@ -58,7 +44,7 @@ def hair_pixels(portrait: Portrait) -> Tensor:
     marks = portrait.landmarks.numpy()
     face = face_outline(portrait)
     jaw = marks[list(JAW)]
-    neck = _polygon(np.concatenate([jaw, [[jaw[-1, 0], size], [jaw[0, 0], size]]]), size)
+    neck = filled_polygon(np.concatenate([jaw, [[jaw[-1, 0], size], [jaw[0, 0], size]]]), size)
     solid = (portrait.matte.numpy() > 0.95) & (portrait.valid.numpy() > 0.5)
     lab = cv2.cvtColor(portrait.rgba[..., :3].contiguous().numpy(), cv2.COLOR_RGB2LAB) * np.array([LIGHTNESS_WEIGHT, 1, 1], np.float32)
     spots = marks[list(SKIN_SPOTS)].round().astype(int).clip(0, size - 1)
@@ -77,12 +63,6 @@ def hair_pixels(portrait: Portrait) -> Tensor:
         scalp = cv2.dilate(_joined(broad.astype(bool), face).astype(np.uint8), DISC).astype(bool)
         hair = _joined(hair & ~scalp & (above | like_hair), hair & above)
     return torch.from_numpy(hair)
-
-
-def _polygon(corners: NDArray[np.floating], size: int) -> Mask:
-    filled = np.zeros((size, size), np.uint8)
-    cv2.fillPoly(filled, [np.round(corners).astype(np.int32)], [1.0])
-    return filled.astype(bool)
 
 
 def _joined(region: Mask, seed: Mask) -> Mask:

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from portrait_backend.portrait.regions import face_outline
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.hair_colour import body_pixels, face_outline, hair_pixels, hair_share, photo_hair_colour
+from portrait_backend.prior.hair_colour import body_pixels, hair_pixels, hair_share, photo_hair_colour
 from portrait_backend.prior.hair_strands import measure_strands, strand_factors
 from portrait_backend.prior.surface import SurfacePoints, smoothstep
 
