@@ -62,7 +62,7 @@ class StarterPrior:
 
     def initialise(self, portrait: Portrait, settings: PriorSettings, context: Context) -> Head:
         """Predict the head and fit it to the photo in `settings.fit_steps` steps (0: the network's answer as it is)."""
-        context.report(0, settings.fit_steps + 1)
+        context.report(0, max(2 * settings.fit_steps, 1))
         head = predict_head(starter_network(), portrait)
         if settings.fit_steps == 0:
             return head
