@@ -23,7 +23,7 @@ from portrait_shared.settings import PriorSettings
 
 SHAPE_SIZE = 64
 """Texels per side of the residual."""
-SHAPE_RATE = 0.006
+SHAPE_RATE = 0.01
 NEAR, ANYWHERE = 7000, 1000
 """Points a step that hold the shape: where it is decided, and in the whole box."""
 RAYS, GRID, REBUILD = 2025, 80, 14
@@ -34,10 +34,10 @@ RAYS, GRID, REBUILD = 2025, 80, 14
 class FitWeights:
     """Weights of the fit's terms."""
 
-    matte: float = 1.0
+    matte: float = 2.5
     anchor: float = 6.0
-    residual: float = 0.1
-    variation: float = 0.3
+    residual: float = 0.05
+    variation: float = 0.15
 
 
 class ShapeField:
