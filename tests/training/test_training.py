@@ -80,7 +80,7 @@ def test_mirrored_inputs_are_the_heads_seen_in_a_mirror(folder: Path, data: Head
     rays = sampler.rays(torch.tensor([m, m + 2]))
     hit = rays["hit"].bool()
     surface = rays["points"][3][hit].norm(dim=-1)
-    assert hit.any() and (surface < RADIUS + 1e-3).all() and (surface > RADIUS - 0.03).all(), "mirrored spheres are spheres at the same place"
+    assert hit.any() and (surface < RADIUS + 1e-3).all() and (surface > RADIUS - 0.03).all(), "mirrored spheres stay in place"
     neutral = torch.tensor([[1.0, 1, 1, 1, 1, 1, 0, 0, 0, 0]])
     calm = [Sampler(both, torch.Generator().manual_seed(5), LossWeights()).network_input(torch.tensor([r]), neutral) for r in (1, m + 1)]
     assert (calm[0][:, 3] - calm[1][:, 3].flip(-1)).abs().mean() < 0.05
