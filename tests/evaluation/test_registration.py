@@ -67,6 +67,7 @@ AXES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", AXES)
 def test_any_axes_and_units(axes: str) -> None:
     scale, rotation = AXES[axes]
@@ -76,6 +77,7 @@ def test_any_axes_and_units(axes: str) -> None:
     assert float((found - expected).norm(dim=-1).max()) < 0.005
 
 
+@pytest.mark.slow
 def test_a_mesh_without_a_face_is_named() -> None:
     with pytest.raises(PortraitDiffusionError) as caught:
         register(

@@ -70,7 +70,7 @@ def test_json_and_csv_hold_every_score(report: Report, tmp_path: Path) -> None:
     data = json.loads((tmp_path / DATA).read_text())
     assert len(data["scores"]) == len(report.scores) and data["means"]["photos"]["mesh"]["identity"]["missing"] == 1
     assert data["metrics"]["identity"]["better"] == "more" and data["models"][0]["reason"] == "absent"
-    rows = list(csv.DictReader((tmp_path / SCORES).open()))
+    rows = list(csv.DictReader((tmp_path / SCORES).read_text().splitlines()))
     assert len(rows) == len(report.scores)
     assert [row["value"] for row in rows if row["view"] == "left" and row["metric"] == "identity"] == ["", ""]
 

@@ -49,6 +49,7 @@ def prior(
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first identities.")] = None,
     evaluate_every: Annotated[int, typer.Option("--evaluate-every", min=1, help="Steps between measurements.")] = 500,
     save_every: Annotated[int, typer.Option("--save-every", min=1, help="Steps between checkpoints.")] = 200,
+    start_from: Annotated[Path | None, typer.Option("--start-from", metavar="FILE", help="Begin with these prior.safetensors.")] = None,
     debug: Debug = False,
 ) -> None:
     """Train the starter prior; run it again with the same --out to resume."""
@@ -57,10 +58,33 @@ def prior(
     with _training_parts():
         from portrait_backend.training.prior_trainer import TrainPriorOptions, train_prior
 
-        checkpoint = train_prior(
-            TrainPriorOptions(data, out, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every)
+        options = TrainPriorOptions(
+            data, out, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every, start_from
         )
+        checkpoint = train_prior(options)
     typer.echo(f"checkpoint: {checkpoint}")
+
+
+@app.command("super-resolution")
+def super_resolution(
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="A rendered training set.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for pairs, checkpoint and weights.")] = Path("runs/sr"),
+    heads: Annotated[int, typer.Option("--heads", min=2, help="How many heads to fit and render.")] = 24,
+    views: Annotated[int, typer.Option("--views", min=1, help="Views per head.")] = 6,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="End of the schedule.")] = 4000,
+    minutes: Annotated[float, typer.Option("--minutes", min=0, help="End after this much training, if that is earlier.")] = math.inf,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of weights and sampling.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Train the super-resolution of rendered features on the prior's own heads; run it again with the same --out to resume."""
+    if not data.is_dir():
+        raise PortraitDiffusionError("data-not-found", f"{data} is not a folder", "Render one with portrait-diffusion train dataset")
+    with _training_parts():
+        from portrait_backend.training.super_resolution_trainer import TrainSuperResolutionOptions, train_super_resolution
+
+        options = TrainSuperResolutionOptions(data, out, heads, views, steps=steps, minutes=minutes, seed=seed)
+        weights = train_super_resolution(options)
+    typer.echo(f"weights: {weights}")
 
 
 @contextmanager
