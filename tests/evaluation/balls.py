@@ -12,7 +12,7 @@ import trimesh
 from PIL import Image
 
 from portrait_backend.evaluation.mesh_file import MeshHead, MeshPart
-from portrait_backend.portrait.head_pose import load_landmark_model
+from portrait_backend.portrait.head_pose import LANDMARK_SIZE, landmark_size, load_landmark_model
 from portrait_backend.radiance.cameras import METRES_PER_UNIT, Camera
 from portrait_backend.radiance.renderer import RenderOutput
 from portrait_backend.training.synthetic import DEPTH_SCALE_M, EVALUATION_VIEWS
@@ -49,8 +49,9 @@ def ball_mesh(radius: float = RADIUS, paint: Paint = waves, subdivisions: int = 
 
 
 def write_balls(folder: Path, count: int = 1) -> None:
-    """Write identities of 15 views in the layout of `training/synthetic.py`, the landmarks those of the mean face."""
-    ball, points = PaintedBall(), np.concatenate([np.zeros((68, 3)), load_landmark_model().mean.numpy()])
+    """Write identities of 15 views in the layout of `training/synthetic.py`, the landmarks those of the mean face at the size of head units."""
+    ball, mean = PaintedBall(), load_landmark_model().mean.numpy()
+    points = np.concatenate([np.zeros((68, 3)), mean * (LANDMARK_SIZE / landmark_size(mean))])
     for k in range(count):
         home = folder / f"id{k:06d}"
         home.mkdir(parents=True)
