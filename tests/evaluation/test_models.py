@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,13 @@ from tests.evaluation.test_view_models import OneFace
 LPIPS = next(source for source in SOURCES if source.metrics == ("lpips_alex",))
 
 
+def with_hashes(source: ModelSource, folder: Path) -> ModelSource:
+    """The same metric whose published files are those in `folder`."""
+    found = [(folder / file.name).read_bytes() for file in source.files]
+    files = (replace(f, size=len(data), sha256=hashlib.sha256(data).hexdigest()) for f, data in zip(source.files, found, strict=True))
+    return replace(source, files=tuple(files))
+
+
 def source_of(path: Path, sha256: str) -> ModelSource:
     file = ModelFile("one.bin", path.as_uri(), path.stat().st_size, sha256)
     return ModelSource("One", ("one",), "weights", "a folder", "CC0-1.0", (file,))
@@ -24,7 +32,7 @@ def source_of(path: Path, sha256: str) -> ModelSource:
 def test_every_source_says_whose_it_is() -> None:
     for source in SOURCES:
         assert source.licence and source.source and source.weights and source.metrics and source.size > 1e6
-        assert all(file.url.startswith("https://") and file.size > 0 for file in source.files)
+        assert all(file.url.startswith("https://") and file.size > 0 and len(file.sha256) == 64 for file in source.files)
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
@@ -44,7 +52,7 @@ def test_download_is_verified_and_atomic(tmp_path: Path) -> None:
     origin.write_bytes(b"weights" * 1000)
     digest = hashlib.sha256(origin.read_bytes()).hexdigest()
     said: list[str] = []
-    good = source_of(origin, digest[:8])
+    good = source_of(origin, digest)
     assert download(good, tmp_path / "models", said.append) == ""
     assert said == ["One: 0 MB from a folder, licence CC0-1.0"]
     assert (tmp_path / "models/one.bin").read_bytes() == origin.read_bytes()
@@ -62,14 +70,18 @@ def test_a_lost_address_is_a_reason_not_a_crash(tmp_path: Path) -> None:
 
 
 def test_models_that_are_there_are_opened_and_the_others_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "SOURCES", tuple(s for s in SOURCES if s.metrics[0].startswith("lpips")))
     for file, weights in zip(LPIPS.files, (backbone("alex"), heads("alex")), strict=True):
         torch.save(weights, tmp_path / file.name)
+    other = next(source for source in SOURCES if source.metrics == ("lpips_vgg",))
+    monkeypatch.setattr(models, "SOURCES", (with_hashes(LPIPS, tmp_path), other))
     opened, states = open_models(tmp_path, OneFace(), False, lambda line: None)
     assert len(opened) == 1 and [bool(s.reason) for s in states] == [False, True]
     image = torch.rand(64, 64, 3)
     assert opened[0].compare(opened[0].features(image), opened[0].features(image)) == {"lpips_alex": 0}
     torch.save({}, tmp_path / LPIPS.files[1].name)
+    opened, states = open_models(tmp_path, OneFace(), False, lambda line: None)
+    assert opened == [] and "is another file than the published one" in states[0].reason
+    monkeypatch.setattr(models, "SOURCES", (with_hashes(LPIPS, tmp_path),))
     opened, states = open_models(tmp_path, OneFace(), False, lambda line: None)
     assert opened == [] and "can't be read" in states[0].reason
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -27,7 +28,7 @@ TIMEOUT = 30.0
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A file to download: its name here, address, size in bytes and sha256 (or the first digits of it that its makers publish)."""
+    """A file to download: its name here, address, size in bytes and sha256."""
 
     name: str
     url: str
@@ -54,8 +55,10 @@ class ModelSource:
         return sum(file.size for file in self.files)
 
 
-TORCHVISION, LPIPS = "https://download.pytorch.org/models", "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master"
-CLIP = "https://huggingface.co/openai/clip-vit-base-patch32/resolve/main"
+TORCHVISION = "https://download.pytorch.org/models"
+LPIPS = "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/082bb24f84c091ea94de2867d34c4544f68e0963/lpips/weights/v0.1"
+CLIP = "https://huggingface.co/openai/clip-vit-base-patch32/resolve/3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"
+DLIB = "https://github.com/ageitgey/face_recognition_models/raw/master/face_recognition_models/models"
 LPIPS_LICENCE = "BSD-2-Clause (heads), BSD-3-Clause (torchvision's ImageNet weights)"
 
 SOURCES = (
@@ -66,10 +69,15 @@ SOURCES = (
         "pytorch.org, github.com/richzhang/PerceptualSimilarity",
         LPIPS_LICENCE,
         (
-            ModelFile("alexnet-owt-7be5be79.pth", f"{TORCHVISION}/alexnet-owt-7be5be79.pth", 244_408_911, "7be5be79"),
+            ModelFile(
+                "alexnet-owt-7be5be79.pth",
+                f"{TORCHVISION}/alexnet-owt-7be5be79.pth",
+                244_408_911,
+                "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+            ),
             ModelFile(
                 "lpips-alex.pth",
-                f"{LPIPS}/lpips/weights/v0.1/alex.pth",
+                f"{LPIPS}/alex.pth",
                 6_009,
                 "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
             ),
@@ -82,10 +90,15 @@ SOURCES = (
         "pytorch.org, github.com/richzhang/PerceptualSimilarity",
         LPIPS_LICENCE,
         (
-            ModelFile("vgg16-397923af.pth", f"{TORCHVISION}/vgg16-397923af.pth", 553_433_881, "397923af"),
+            ModelFile(
+                "vgg16-397923af.pth",
+                f"{TORCHVISION}/vgg16-397923af.pth",
+                553_433_881,
+                "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+            ),
             ModelFile(
                 "lpips-vgg.pth",
-                f"{LPIPS}/lpips/weights/v0.1/vgg.pth",
+                f"{LPIPS}/vgg.pth",
                 7_289,
                 "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
             ),
@@ -98,8 +111,15 @@ SOURCES = (
         "huggingface.co/openai/clip-vit-base-patch32",
         "MIT (OpenAI CLIP)",
         (
-            ModelFile("clip/config.json", f"{CLIP}/config.json", 4_186, ""),
-            ModelFile("clip/pytorch_model.bin", f"{CLIP}/pytorch_model.bin", 605_247_071, ""),
+            ModelFile(
+                "clip/config.json", f"{CLIP}/config.json", 4_186, "b575ef3c36f2a057fa19e221650105052d61cc9c1a972ec15019c6261ec98770"
+            ),
+            ModelFile(
+                "clip/pytorch_model.bin",
+                f"{CLIP}/pytorch_model.bin",
+                605_247_071,
+                "a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f",
+            ),
         ),
         (("transformers", "transformers"),),
     ),
@@ -112,8 +132,7 @@ SOURCES = (
         (
             ModelFile(
                 "dlib_face_recognition_resnet_model_v1.dat",
-                "https://github.com/ageitgey/face_recognition_models/raw/master/face_recognition_models/models/"
-                "dlib_face_recognition_resnet_model_v1.dat",
+                f"{DLIB}/dlib_face_recognition_resnet_model_v1.dat",
                 22_466_066,
                 "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
             ),
@@ -162,7 +181,7 @@ def locate(file: ModelFile, folder: Path) -> Path | None:
 
 
 def state_of(source: ModelSource, folder: Path) -> ModelState:
-    """Say whether a learned metric can run here; the files are checked by their presence and size."""
+    """Say whether a learned metric can run here: its packages are installed and its files are the named ones, by their sha256."""
     for module, package in source.packages:
         if importlib.util.find_spec(module) is None:
             return ModelState(source, f"the package {package} is not installed")
@@ -172,7 +191,14 @@ def state_of(source: ModelSource, folder: Path) -> ModelState:
             return ModelState(
                 source, f"{Path(file.name).name} is missing; --download fetches {source.size / 1e6:.0f} MB ({source.licence})"
             )
+        if path.stat().st_size != file.size or _sha256(path) != file.sha256:
+            return ModelState(source, f"{path} is another file than the published one; remove it, --download fetches it again")
     return ModelState(source, "")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def download(source: ModelSource, folder: Path, say: Callable[[str], None]) -> str:
@@ -194,14 +220,12 @@ def download(source: ModelSource, folder: Path, say: Callable[[str], None]) -> s
 
 def fetch(file: ModelFile, target: Path) -> None:
     """Download one file; it appears when it is complete and its sha256 is right (ValueError if not)."""
-    digest = hashlib.sha256()
     with atomic_path(target) as part:
         with urllib.request.urlopen(file.url, timeout=TIMEOUT) as reply, part.open("wb") as out:
-            while chunk := reply.read(CHUNK):
-                digest.update(chunk)
-                out.write(chunk)
-        if not digest.hexdigest().startswith(file.sha256):
-            raise ValueError(f"its sha256 is {digest.hexdigest()[:16]}..., expected {file.sha256[:16]}...")
+            shutil.copyfileobj(reply, out, CHUNK)
+        found = _sha256(part)
+        if found != file.sha256:
+            raise ValueError(f"its sha256 is {found[:16]}..., expected {file.sha256[:16]}...")
 
 
 def open_models(
