@@ -49,7 +49,7 @@ def ball_mesh(radius: float = RADIUS, paint: Paint = waves, subdivisions: int = 
 
 
 def write_balls(folder: Path, count: int = 1) -> None:
-    """Write identities of 15 views in the layout of `training/synthetic.py`, the landmarks those of the mean face at the size of head units."""
+    """Write identities of 15 views in the layout of `training/synthetic.py`, the landmarks those of the mean face in head units."""
     ball, mean = PaintedBall(), load_landmark_model().mean.numpy()
     points = np.concatenate([np.zeros((68, 3)), mean * (LANDMARK_SIZE / landmark_size(mean))])
     for k in range(count):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from portrait_backend.evaluation.geometry_metrics import consistency, depth_error_mm, normal_error_degrees
-from portrait_backend.evaluation.held_out import chamfer_mm
+from portrait_backend.evaluation.geometry_metrics import chamfer_mm, consistency, depth_error_mm, normal_error_degrees
 from portrait_backend.radiance.cameras import METRES_PER_UNIT, Camera
 from tests.cli.fake_parts import RADIUS
 from tests.evaluation.balls import PaintedBall, waves

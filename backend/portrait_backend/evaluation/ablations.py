@@ -13,9 +13,18 @@ from portrait_backend import stages
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import Settings, from_dict, to_dict, unknown_fields
 
+SECTION = "ablations"
 REFINED = ("prior", "refinement")
 """Stages of the rows that take stage 3 apart; stage 2 would change all of them alike, and costs time."""
-LOW_CONTROL, HIGH_CONTROL = 0.5, 1.5
+FULL: dict[str, Any] = {
+    "method": "diffusion",
+    "geometry_condition": True,
+    "implicit_branch": True,
+    "noise": "resampled",
+    "optimise": True,
+}
+"""All of stage 3, whatever the run's own settings switch off: the last row of both figures."""
+LOW_CONTROL, HIGH_CONTROL = 0.3, 1.0
 """Low and high weight w_Ex of what the neighbouring view shows."""
 
 
@@ -34,7 +43,7 @@ class Ablation:
 
 
 def _refined(figure: str, name: str, **settings: Any) -> Ablation:
-    return Ablation(figure, name, {"stages": REFINED} | {f"refinement.{key}": value for key, value in settings.items()})
+    return Ablation(figure, name, {"stages": REFINED} | {f"refinement.{key}": value for key, value in (FULL | settings).items()})
 
 
 ABLATIONS = (
@@ -44,13 +53,13 @@ ABLATIONS = (
     Ablation("stages", "+ restoration (stage 2)", {"stages": ("prior", "restoration")}),
     Ablation("stages", "+ refinement (stage 3)", {"stages": ("prior", "restoration", "refinement")}),
     _refined("fig. 5", "explicit branch only", geometry_condition=False, implicit_branch=False),
-    _refined("fig. 5", "+ geometry condition", geometry_condition=True, implicit_branch=False),
-    _refined("fig. 5", "+ implicit branch", geometry_condition=True, implicit_branch=True),
+    _refined("fig. 5", "+ geometry condition", implicit_branch=False),
+    _refined("fig. 5", "+ implicit branch (all of stage 3)"),
     _refined("fig. 6", "fixed noise", noise="fixed"),
     _refined("fig. 6", "random noise, low control", noise="random", explicit_scale=LOW_CONTROL),
     _refined("fig. 6", "random noise, high control", noise="random", explicit_scale=HIGH_CONTROL),
-    _refined("fig. 6", "noise resampling without optimisation", noise="resampled", optimise=False),
-    _refined("fig. 6", "noise resampling (all of stage 3)", noise="resampled", optimise=True),
+    _refined("fig. 6", "noise resampling without optimisation", optimise=False),
+    _refined("fig. 6", "noise resampling (all of stage 3)"),
 )
 
 

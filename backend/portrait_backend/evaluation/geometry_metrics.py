@@ -1,9 +1,12 @@
-"""Figures of rendered geometry: depth and normals against the truth, and whether neighbouring views show one and the same thing."""
+"""Figures of rendered geometry: depth, normals and surfaces against the truth, and whether neighbouring views show the same thing."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from portrait_backend.radiance.cameras import METRES_PER_UNIT, Camera
@@ -32,6 +35,19 @@ def normal_error_degrees(normals: Tensor, truth: Tensor, where: Tensor) -> float
     a, b = normals[where].double(), truth[where].double()
     angle = torch.atan2(torch.linalg.cross(a, b).norm(dim=-1), (a * b).sum(-1))
     return float(torch.rad2deg(angle).mean())
+
+
+def back_project(depth: Tensor, camera: Camera) -> NDArray[np.float32]:
+    """Return the surface points (P, 3) of a depth map (H, W), head units."""
+    origin, directions = camera.rays()
+    z = depth.reshape(-1, 1)
+    return (origin + directions * z)[z[:, 0] > 0].numpy()
+
+
+def chamfer_mm(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
+    """Return the mean of the two mean nearest distances between point sets (N, 3), head units to millimetres."""
+    both = [cKDTree(y).query(x)[0].mean() for x, y in ((a, b), (b, a))]
+    return float(np.mean(both) * METRES_PER_UNIT * 1000)
 
 
 def consistency(target: RenderOutput, target_camera: Camera, source: RenderOutput, source_camera: Camera) -> tuple[float | None, float]:

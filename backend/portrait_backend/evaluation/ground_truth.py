@@ -1,25 +1,25 @@
 """Heads against the truth: synthetic heads or scans with known cameras, in the layout of `training/synthetic.py`.
 
-The input view is treated like a photo (`held_out.portrait_of`); the head is seen from the truth's cameras, so that errors of pose
+The input view is treated like a photo (`synthetic_portrait.portrait_of`); the head is seen from the truth's cameras, so that errors of pose
 and scale count. Another tool's result for the same input is placed by the truth's own landmarks first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from portrait_backend.evaluation.candidates import Candidate, Renderable, ViewImages
-from portrait_backend.evaluation.geometry_metrics import SOLID, depth_error_mm, normal_error_degrees
-from portrait_backend.evaluation.held_out import SIZE, SURFACE_VIEWS, back_project, camera_at, chamfer_mm
-from portrait_backend.evaluation.image_metrics import over_white, ssim
+from portrait_backend.evaluation.geometry_metrics import SOLID, back_project, chamfer_mm, depth_error_mm, normal_error_degrees
+from portrait_backend.evaluation.image_metrics import as_bytes, over_grey, over_white, ssim
 from portrait_backend.evaluation.scores import Score
 from portrait_backend.evaluation.view_models import ViewModel
 from portrait_backend.radiance.cameras import Camera
@@ -29,6 +29,11 @@ from portrait_backend.training.prior_evaluation import VIEWS, image_scores
 from portrait_shared.errors import PortraitDiffusionError
 
 SECTION = "ground_truth"
+SIZE = 160
+"""Side in pixels at which images are compared."""
+SURFACE_VIEWS = (1, 3, 5, 6, 7, 9, 11, 13)
+"""Views whose depth maps make the surfaces that the chamfer distance compares."""
+STRIP = "truth above, result below"
 HALF_EXTENT = 0.5
 """Half the side of the box, head units, in which surfaces are compared: shoulders beyond it don't count."""
 SHARED_WITH_PHOTOS = ("lpips_alex", "lpips_vgg", "clip_i", "clip_i_hidden")
@@ -44,15 +49,20 @@ class Truth:
     azimuth: float
 
 
-def truths(data: HeadDataset, folder: Path, identity: int, views: tuple[int, ...]) -> Iterator[Truth]:
-    """Yield the truth of some views of an identity; `folder` is that of the data set, whose normals are read when there are any."""
-    home = [f for f in sorted(folder.glob("id*")) if (f / "cameras.json").exists()][identity]
+def camera_at(data: HeadDataset, identity: int, view: int, size: int) -> Camera:
+    """Return a data-set camera at `size` px."""
+    return replace(Camera.orbit(0, 0, size), world_to_camera=data.cameras[identity, view])
+
+
+def truths(data: HeadDataset, identity: int, views: tuple[int, ...], home: Path | None = None) -> Iterator[Truth]:
+    """Yield the truth of some views of an identity; `home`, its folder, gives the normals where there are any."""
     at = ((torch.arange(SIZE) + 0.5) * data.size / SIZE).long()
     for view in views:
         rgba = data.rgba[identity, view].float().permute(2, 0, 1)[None] / 255
         small = F.interpolate(torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1), size=(SIZE, SIZE), mode="area")[0].permute(1, 2, 0)
         depth = decode_depth(data.depth[identity, view])[at][:, at]
-        seen = RenderOutput(small[..., :3], small[..., 3], depth, None, _normals(home / f"normal_{view:03d}.png", at))
+        normals = None if home is None else _normals(home / f"normal_{view:03d}.png", at)
+        seen = RenderOutput(small[..., :3], small[..., 3], depth, None, normals)
         yield Truth(camera_at(data, identity, view, SIZE), seen, float(data.angles[identity, view, 0]))
 
 
@@ -69,11 +79,12 @@ def score_identity(
     method: str,
     candidate: Candidate,
     data: HeadDataset,
-    folder: Path,
     identity: int,
+    home: Path,
     models: list[ViewModel],
-) -> tuple[list[Score], Tensor]:
-    """Return the scores of a head against the truth of an identity, and a strip (2 * SIZE, n * SIZE, 3) of truth over render.
+    section: str = SECTION,
+) -> tuple[list[Score], dict[str, NDArray[np.uint8]]]:
+    """Return the scores of a head against the truth of an identity, and a strip (2 * SIZE, n * SIZE, 3) of truth over render by its name.
 
     Raises PortraitDiffusionError ``peer-unreadable`` for images: they can't be seen from the truth's cameras.
     """
@@ -83,21 +94,25 @@ def score_identity(
     found: list[tuple[str, str, float | None]] = []
     tiles = []
     for group, views in VIEWS.items():
-        for truth in truths(data, folder, identity, views):
+        for truth in truths(data, identity, views, home):
             out = head.render(truth.camera, normals=truth.view.normals is not None)
             found += [(group, metric, value) for metric, value in view_scores(out, truth.view, models).items()]
             tiles.append(torch.cat([over_white(truth.view.rgb, truth.view.alpha), over_white(out.rgb, out.alpha)]))
-    found.append(("all", "chamfer", chamfer(head, data, folder, identity)))
-    return [Score(SECTION, name, method, *row) for row in found], torch.cat(tiles, 1)
+    found.append(("all", "chamfer", chamfer(head, data, identity)))
+    return [Score(section, name, method, *row) for row in found], {STRIP: as_bytes(torch.cat(tiles, 1))}
+
+
+def image_figures(out: RenderOutput, truth: RenderOutput) -> dict[str, float]:
+    """Return PSNR, PSNR over the true foreground, SSIM and mask IoU of a render (H, W), over grey."""
+    shown, real = (over_grey(x.rgb, x.alpha) for x in (out, truth))
+    psnr, foreground, iou = image_scores(shown, out.alpha, real, truth.alpha)
+    return {"psnr": psnr, "foreground_psnr": foreground, "ssim": ssim(shown, real), "iou": iou}
 
 
 def view_scores(out: RenderOutput, truth: RenderOutput, models: list[ViewModel]) -> dict[str, float | None]:
     """Return the scores of one render (H, W) against the truth."""
-    shown, real = ((x.rgb + 0.5 * (1 - x.alpha[..., None])).clamp(0, 1) for x in (out, truth))
-    psnr, foreground, iou = image_scores(shown, out.alpha, real, truth.alpha)
     both = (out.alpha > SOLID) & (truth.depth > 0) & (truth.alpha > SOLID)
-    scores: dict[str, float | None] = {"psnr": psnr, "foreground_psnr": foreground, "ssim": ssim(shown, real), "iou": iou}
-    scores["depth_error"] = depth_error_mm(out.depth, truth.depth, both)
+    scores = {**image_figures(out, truth), "depth_error": depth_error_mm(out.depth, truth.depth, both)}
     if out.normals is not None and truth.normals is not None:
         known = both & (truth.normals.norm(dim=-1) > 0.5) & (out.normals.norm(dim=-1) > 0.5)
         scores["normal_error"] = normal_error_degrees(out.normals, truth.normals, known)
@@ -107,18 +122,13 @@ def view_scores(out: RenderOutput, truth: RenderOutput, models: list[ViewModel])
     return scores
 
 
-def chamfer(head: Renderable, data: HeadDataset, folder: Path, identity: int) -> float | None:
+def chamfer(head: Renderable, data: HeadDataset, identity: int) -> float | None:
     """Return the chamfer distance in mm of the surfaces that the surface views see, inside the box; None where one of them is empty."""
     views = tuple(v for v in SURFACE_VIEWS if v < data.rgba.shape[1])
     real, mine = [], []
-    for truth in truths(data, folder, identity, views):
+    for truth in truths(data, identity, views):
         real.append(back_project(truth.view.depth, truth.camera))
         out = head.render(truth.camera)
         mine.append(back_project(torch.where(out.alpha > 0.5, out.depth, 0.0), truth.camera))
     a, b = (x[(np.abs(x) < HALF_EXTENT).all(1)] for x in (np.concatenate(real), np.concatenate(mine)))
     return chamfer_mm(a, b) if len(a) and len(b) else None
-
-
-def names_of(folder: Path) -> list[str]:
-    """Return the names of the finished identities, in the order in which `load_heads` reads them."""
-    return [f.name for f in sorted(folder.glob("id*")) if (f / "cameras.json").exists()]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
@@ -17,6 +19,16 @@ EDGE_PX = 5
 def over_white(rgb: Tensor, alpha: Tensor) -> Tensor:
     """Return premultiplied rgb (H, W, 3) with alpha (H, W) over white, in [0, 1]."""
     return (rgb + 1 - alpha[..., None]).clamp(0, 1)
+
+
+def over_grey(rgb: Tensor, alpha: Tensor) -> Tensor:
+    """Return premultiplied rgb (H, W, 3) with alpha (H, W) over mid grey, in [0, 1]."""
+    return (rgb + 0.5 * (1 - alpha[..., None])).clamp(0, 1)
+
+
+def as_bytes(image: Tensor) -> NDArray[np.uint8]:
+    """Return an image (..., 3) in [0, 1] as 8-bit values on the CPU."""
+    return np.asarray((image * 255).round().to(torch.uint8).cpu().numpy())
 
 
 def psnr(image: Tensor, truth: Tensor, where: Tensor | None = None) -> float:

@@ -111,9 +111,7 @@ SOURCES = (
         "huggingface.co/openai/clip-vit-base-patch32",
         "MIT (OpenAI CLIP)",
         (
-            ModelFile(
-                "clip/config.json", f"{CLIP}/config.json", 4_186, "b575ef3c36f2a057fa19e221650105052d61cc9c1a972ec15019c6261ec98770"
-            ),
+            ModelFile("clip/config.json", f"{CLIP}/config.json", 4_186, "b575ef3c36f2a057fa19e221650105052d61cc9c1a972ec15019c6261ec98770"),
             ModelFile(
                 "clip/pytorch_model.bin",
                 f"{CLIP}/pytorch_model.bin",

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from portrait_backend.evaluation.candidates import REFERENCE, Candidate, FieldHead, Renderable, ViewImages
 from portrait_backend.evaluation.geometry_metrics import consistency
-from portrait_backend.evaluation.image_metrics import over_white, psnr, sharpness, ssim
-from portrait_backend.evaluation.photos import landmark_error, matte_iou
+from portrait_backend.evaluation.image_metrics import as_bytes, mask_iou, over_grey, over_white, psnr, sharpness, ssim
 from portrait_backend.evaluation.scores import Score
 from portrait_backend.evaluation.view_models import ViewModel
 from portrait_backend.outputs import VIEWS
+from portrait_backend.portrait.faces import EYE_A, EYE_B, FaceDetector, find_face
 from portrait_backend.portrait.types import PORTRAIT_SIZE, Portrait
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.renderer import RenderOutput
+from portrait_shared.errors import PortraitDiffusionError
 
 TABLE_VIEWS = ("right", "right_front", "front", "left_front", "left")
 """The paper's five views, in the order in which the head turns: neighbours stand side by side."""
@@ -33,20 +34,20 @@ SECTION = "photos"
 
 @dataclass
 class Reference:
-    """A photo as the metrics need it: over white at `size` px, its sharpness there, its features for every learned metric."""
+    """A photo as the metrics need it: its sharpness at `size` px, its features for every learned metric; a detector for landmarks."""
 
     portrait: Portrait
+    detector: FaceDetector
     size: int
-    image: Tensor
     sharpness: float | None
     features: list[Any] = field(default_factory=list)
 
 
-def reference_of(portrait: Portrait, models: list[ViewModel], size: int = PORTRAIT_SIZE) -> Reference:
+def reference_of(portrait: Portrait, models: list[ViewModel], detector: FaceDetector, size: int = PORTRAIT_SIZE) -> Reference:
     """Prepare the photo once for all heads that are compared with it; views are compared at `size` px a side."""
     view = as_output(torch.cat([portrait.rgba[..., :3], (portrait.matte * (portrait.valid > 0.5))[..., None]], -1), size)
     image = over_white(view.rgb, view.alpha)
-    return Reference(portrait, size, image, _sharpness(view), [model.features(image) for model in models])
+    return Reference(portrait, detector, size, _sharpness(view), [model.features(image) for model in models])
 
 
 def score_photo(
@@ -64,7 +65,7 @@ def score_photo(
         outputs, same = _views(candidate, small, reference.size), candidate.render(reference.portrait.camera)
     if same is not None:
         outputs[REFERENCE] = same
-        found += [(REFERENCE, name, value) for name, value in reference_figures(same, reference.portrait).items()]
+        found += [(REFERENCE, name, value) for name, value in reference_figures(same, reference.portrait, reference.detector).items()]
     for view in TABLE_VIEWS:
         if view in outputs:
             found += [(view, name, value) for name, value in _view_figures(outputs[view], reference, models).items()]
@@ -96,18 +97,37 @@ def _consistency_figures(views: dict[str, RenderOutput]) -> list[tuple[str, str,
     return found
 
 
-def reference_figures(view: RenderOutput, portrait: Portrait) -> dict[str, float | None]:
+def landmark_error(rendered: NDArray[np.uint8], portrait: Portrait, detector: FaceDetector) -> float | None:
+    """Return how far the landmarks of a render of the photo's view (512, 512, 3) lie from the photo's: mean, in outer-eye distances.
+
+    None if no face is found in the render.
+    """
+    try:
+        face, _, _ = find_face(rendered, detector)
+    except PortraitDiffusionError:
+        return None
+    marks = portrait.landmarks.numpy()
+    eyes = float(np.linalg.norm(marks[EYE_A] - marks[EYE_B]))
+    return float(np.linalg.norm(face.landmarks - marks, axis=1).mean() / eyes)
+
+
+def matte_iou(alpha: Tensor, portrait: Portrait) -> float:
+    """Return intersection over union of a silhouette (512, 512) and the photo's matte at 0.5, where the photo is valid."""
+    inside = (portrait.valid > 0.5).float()
+    return mask_iou(alpha * inside, portrait.matte * inside)
+
+
+def reference_figures(view: RenderOutput, portrait: Portrait, detector: FaceDetector) -> dict[str, float | None]:
     """Return landmark error [%], matte IoU, PSNR and SSIM of a render of the photo's own view (512, 512)."""
-    over_grey = (view.rgb + 0.5 * (1 - view.alpha[..., None])).clamp(0, 1)
+    shown = over_grey(view.rgb, view.alpha)
     solid = (portrait.matte > 0.9) & (portrait.valid > 0.5)
-    marks = landmark_error((over_grey * 255).round().to(torch.uint8).numpy(), portrait)
-    matte = portrait.matte[..., None]
-    photo = portrait.rgba[..., :3] * matte + 0.5 * (1 - matte)
+    marks = landmark_error(as_bytes(shown), portrait, detector)
+    photo = over_grey(portrait.rgba[..., :3] * portrait.matte[..., None], portrait.matte)
     return {
         "landmark_error": None if marks is None else 100 * marks,
         "matte_iou": matte_iou(view.alpha, portrait),
-        "reference_psnr": psnr(over_grey, photo, solid),
-        "reference_ssim": ssim(over_grey, photo, solid),
+        "reference_psnr": psnr(shown, photo, solid),
+        "reference_ssim": ssim(shown, photo, solid),
     }
 
 
@@ -132,4 +152,4 @@ def as_output(rgba: Tensor, size: int) -> RenderOutput:
 
 
 def _picture(view: RenderOutput) -> NDArray[np.uint8]:
-    return np.asarray((over_white(view.rgb, view.alpha) * 255).round().to(torch.uint8).numpy())
+    return as_bytes(over_white(view.rgb, view.alpha))

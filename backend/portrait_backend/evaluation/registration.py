@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from portrait_backend.evaluation.image_metrics import as_bytes, over_grey
 from portrait_backend.evaluation.mesh_file import MeshHead
 from portrait_backend.portrait.faces import FaceDetector, find_face
 from portrait_backend.radiance.cameras import Camera
@@ -56,9 +57,8 @@ def _lifted_landmarks(mesh: MeshHead, detector: FaceDetector) -> tuple[NDArray[n
     """Return which landmarks (n,) of the face seen from the front lie on the surface, and where (n, 3); None if no face is found."""
     camera = Camera.orbit(0, 0, LOOK_SIZE)
     view = mesh.render(camera)
-    image = (view.rgb + 0.5 * (1 - view.alpha[..., None])).clamp(0, 1)
     try:
-        face, _, _ = find_face((image * 255).round().to(torch.uint8).numpy(), detector)
+        face, _, _ = find_face(as_bytes(over_grey(view.rgb, view.alpha)), detector)
     except PortraitDiffusionError:
         return None
     column, row = (face.landmarks.T).astype(np.int64).clip(0, LOOK_SIZE - 1)

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from portrait_backend import __version__, devices
 from portrait_backend.context import Context, Progress
-from portrait_backend.evaluation import ablations, ground_truth, held_out, photo_scores
+from portrait_backend.evaluation import ablations, ground_truth, photo_scores
 from portrait_backend.evaluation.candidates import Candidate, FieldHead, Job, find_peer, load_job, load_peer
-from portrait_backend.evaluation.heads import make_head, make_mesh, stage_context
+from portrait_backend.evaluation.heads import HeadMaker, stage_context
+from portrait_backend.evaluation.image_metrics import as_bytes
 from portrait_backend.evaluation.mesh_file import MeshHead
 from portrait_backend.evaluation.models import ModelState, default_folder, open_models
+from portrait_backend.evaluation.photo_files import PHOTO_SUFFIXES, beside, find_photo, photos_in
 from portrait_backend.evaluation.registration import register
 from portrait_backend.evaluation.report import Report, write_report
+from portrait_backend.evaluation.scores import Score
 from portrait_backend.evaluation.view_models import ViewModel
 from portrait_backend.job_folder import job_folder, read_record, write_record
 from portrait_backend.models.inventory import starter_weights
@@ -31,12 +35,11 @@ from portrait_backend.portrait.align import prepare_portrait
 from portrait_backend.portrait.faces import FaceDetector
 from portrait_backend.portrait.head_pose import load_landmark_model
 from portrait_backend.portrait.mediapipe_tools import MediaPipeFaces
-from portrait_backend.portrait.types import Portrait
-from portrait_backend.training.head_dataset import HeadDataset, load_heads
+from portrait_backend.training.head_dataset import HeadDataset, finished_identities, load_heads
+from portrait_backend.training.synthetic_portrait import portrait_of
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import Settings, from_dict, to_dict
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".heic", ".heif", ".avif")
 HEADS = "heads"
 """Folder in the report for the jobs that the evaluation itself made."""
 GROUND_TRUTH_SEED = 1
@@ -56,6 +59,10 @@ class Task:
     models: Path | None = None
     download: bool = False
     say: Callable[[str], None] = field(default=lambda line: None)
+
+
+Measured = tuple[list[Score], dict[str, NDArray[np.uint8]]]
+"""Scores of a head, and its pictures by view."""
 
 
 @dataclass
@@ -88,7 +95,7 @@ class _Run:
             if record is None:
                 load_job(job, self.context.device)  # says what is wrong
                 continue
-            photo = find_photo(record, [*found, *_nearby(job, record)])
+            photo = find_photo(record, [*found, *beside(job, record)])
             done.add(photo)
             yield job.name, job, photo
         if not self.task.jobs:
@@ -104,20 +111,25 @@ class _Run:
         """Score one job and the other tools' heads of its photo."""
         settings = from_dict(job.record["settings"])
         portrait = prepare_portrait(photo, stage_context(self.context, settings, "portrait"))
-        reference = photo_scores.reference_of(portrait, self.models)
-        self.report.photos[subject] = np.asarray((portrait.image * 255).round().to(torch.uint8).numpy())
+        self.report.photos[subject] = as_bytes(portrait.image)
         self.report.record["subjects"][subject] = _about(job.record)
-        candidates: dict[str, Candidate] = dict(job.methods)
         marks = load_landmark_model().shape(portrait.coefficients.double()).float()
-        candidates |= self.peers(subject, marks, photo.stem)
-        for method, candidate in candidates.items():
-            scores, pictures = photo_scores.score_photo(subject, method, candidate, reference, self.models)
-            self.report.scores += scores
-            self.report.pictures[photo_scores.SECTION, subject, method] = pictures
+        score = partial(
+            photo_scores.score_photo, reference=photo_scores.reference_of(portrait, self.models, self.detector), models=self.models
+        )
+        for method, candidate in {**job.methods, **self.peers(subject, marks, photo.stem)}.items():
+            self.add(photo_scores.SECTION, subject, method, score(subject, method, candidate))
             if isinstance(candidate, MeshHead):
                 self.report.meshes[subject, method] = candidate
         if self.task.ablations:
-            self.ablate(subject, portrait)
+            small = photo_scores.reference_of(portrait, self.models, self.detector, photo_scores.WARP_SIZE)  # the rows are many
+            self.ablate(subject, HeadMaker(portrait, self.context), partial(score, reference=small, section=ablations.SECTION))
+
+    def add(self, section: str, subject: str, method: str, measured: Measured) -> None:
+        """Put what was measured of a head into the report."""
+        scores, pictures = measured
+        self.report.scores += scores
+        self.report.pictures[section, subject, method] = pictures
 
     def peers(self, subject: str, landmarks: Tensor, other_name: str = "") -> dict[str, Candidate]:
         """Return the other tools' heads of a subject, meshes placed by their faces."""
@@ -131,43 +143,39 @@ class _Run:
                 found[name] = register(peer, landmarks, self.detector) if isinstance(peer, MeshHead) else peer
         return found
 
-    def ablate(self, subject: str, portrait: Portrait) -> None:
-        """Score every row of the ablation study that this version can run on one photo; its views are small, they are many."""
-        reference = photo_scores.reference_of(portrait, self.models, photo_scores.WARP_SIZE)
+    def ablate(self, subject: str, maker: HeadMaker, score: Callable[[str, str, MeshHead], Measured]) -> None:
+        """Measure every row of the ablation study that this version can run on one photo or identity."""
         able, _ = ablations.split(self.settings)
         for number, (row, settings) in enumerate(able):
             self.context.for_stage("ablations").report(number, len(able))
             with self.leaving_out(f"{subject}, {row.method}"):
-                mesh = make_mesh(make_head(portrait, settings, self.context), portrait, settings, self.context)
-                scores, pictures = photo_scores.score_photo(subject, row.method, mesh, reference, self.models, "ablations")
-                self.report.scores += scores
-                self.report.pictures["ablations", subject, row.method] = pictures
+                self.add(ablations.SECTION, subject, row.method, score(subject, row.method, maker.mesh(settings)))
+        self.context.for_stage("ablations").report(len(able), len(able))
 
     def truth(self, folder: Path) -> None:
         """Score heads made of a data set's input views, and the other tools' heads of them, against the truth."""
         data = load_heads(folder, self.task.identities, seed=GROUND_TRUTH_SEED, input_views=(0,))
-        names = ground_truth.names_of(folder)
-        for row in range(len(data.input_id)):
+        homes = finished_identities(folder)
+        for row, identity in enumerate(data.input_id.tolist()):
             self.context.for_stage("ground truth").report(row, len(data.input_id))
-            with self.leaving_out(names[int(data.input_id[row])]):
-                self.identity(folder, data, row, names[int(data.input_id[row])])
+            with self.leaving_out(homes[identity].name):
+                self.identity(homes[identity], data, row)
         self.context.for_stage("ground truth").report(len(data.input_id), len(data.input_id))
 
-    def identity(self, folder: Path, data: HeadDataset, row: int, name: str) -> None:
+    def identity(self, home: Path, data: HeadDataset, row: int) -> None:
         """Score one identity."""
-        identity, portrait = int(data.input_id[row]), held_out.portrait_of(data, row)
-        made = make_head(portrait, self.settings, self.context)
+        identity, name = int(data.input_id[row]), home.name
+        maker = HeadMaker(portrait_of(data, row), self.context)
+        score = partial(ground_truth.score_identity, data=data, identity=identity, home=home, models=self.models)
         candidates: dict[str, Candidate] = {
-            "field": FieldHead(made.head, self.context.device),
-            "mesh": make_mesh(made, portrait, self.settings, self.context),
+            "field": FieldHead(maker.head(self.settings).head, self.context.device),
+            "mesh": maker.mesh(self.settings),
         }
-        candidates |= self.peers(name, data.points[identity])
-        for method, candidate in candidates.items():
+        for method, candidate in {**candidates, **self.peers(name, data.points[identity])}.items():
             with self.leaving_out(f"{name}, {method}"):
-                scores, strip = ground_truth.score_identity(name, method, candidate, data, folder, identity, self.models)
-                self.report.scores += scores
-                picture = np.asarray((strip * 255).round().to(torch.uint8).numpy())
-                self.report.pictures[ground_truth.SECTION, name, method] = {"truth above, result below": picture}
+                self.add(ground_truth.SECTION, name, method, score(name, method, candidate))
+        if self.task.ablations and not (self.task.photos or self.task.jobs):
+            self.ablate(name, maker, partial(score, section=ablations.SECTION))
 
     @contextmanager
     def leaving_out(self, what: str) -> Iterator[None]:
@@ -223,28 +231,6 @@ def check(task: Task) -> None:
             raise PortraitDiffusionError(
                 "peer-missing", f"there is no {path} to compare as {name}", "Give --compare NAME=PATH of a file or folder"
             )
-
-
-def photos_in(folder: Path) -> list[Path]:
-    """Return the photos of a folder by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file())
-
-
-def find_photo(record: dict[str, Any], places: list[Path]) -> Path:
-    """Return the photo of a job among `places` by its sha256; raises PortraitDiffusionError ``photo-not-found``."""
-    wanted = record["photo"]["sha256"]
-    for path in sorted(places, key=lambda place: place.name != record["photo"]["name"]):
-        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == wanted:
-            return path
-    raise PortraitDiffusionError(
-        "photo-not-found",
-        f"the photo {record['photo']['name']} (sha256 {wanted[:12]}...) is not beside the job",
-        "Say with --photos in which folder it is",
-    )
-
-
-def _nearby(job: Path, record: dict[str, Any]) -> list[Path]:
-    return [folder / record["photo"]["name"] for folder in (job, job.resolve().parent, Path.cwd())]
 
 
 def _about(record: dict[str, Any]) -> dict[str, Any]:

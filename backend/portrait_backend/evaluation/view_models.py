@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from portrait_backend.evaluation.image_metrics import as_bytes
 from portrait_backend.evaluation.lpips import Lpips, Net
 from portrait_backend.portrait.faces import FaceDetector, find_face
 from portrait_shared.errors import PortraitDiffusionError
@@ -94,7 +95,7 @@ class IdentityModel:
 
     def features(self, image: Tensor) -> NDArray[np.float64] | None:
         """Return the embedding of the image's face, None if no face is found."""
-        rgb = (image * 255).round().to(torch.uint8).cpu().numpy()
+        rgb = as_bytes(image)
         try:
             face, _, _ = find_face(rgb, self.detector)
         except PortraitDiffusionError:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from portrait_backend.evaluation.image_metrics import as_bytes
 from portrait_backend.evaluation.mesh_file import MeshHead, MeshPart
 
 MAX_TEXTURE = 2048
@@ -31,9 +32,9 @@ def _packed(part: MeshPart) -> dict[str, Any]:
         "position": _steps(part.vertices),
         "uv": _steps(part.uv),
         "normal": _base64((part.normals * 127).round().to(torch.int8).numpy()),
-        "colour": _base64((part.colours.clamp(0, 1) * 255).round().to(torch.uint8).numpy()),
+        "colour": _base64(as_bytes(part.colours.clamp(0, 1))),
         "index": _base64(part.faces.reshape(-1).numpy().astype("<u4")),
-        "texture": None if part.texture is None else image_url((part.texture * 255).round().to(torch.uint8).numpy(), MAX_TEXTURE),
+        "texture": None if part.texture is None else image_url(as_bytes(part.texture), MAX_TEXTURE),
     }
 
 
