@@ -41,10 +41,11 @@ def report() -> Report:
         "models": [{"name": "CLIP", "weights": "w", "source": "s", "licence": "MIT", "bytes": 5, "available": False, "reason": "absent"}],
     }  # fmt: skip
     grey = np.full((64, 64, 3), 90, np.uint8)
+    against_photo = {("photos", "anna", method): dict.fromkeys(TABLE_VIEWS, grey) for method in ("field", "mesh")}
     return Report(
         record,
-        scores(),
-        {("photos", "anna", method): dict.fromkeys(TABLE_VIEWS, grey) for method in ("field", "mesh")},
+        [*scores(), Score("ground_truth", "id000000", "field", "front", "psnr", 25.0)],
+        {**against_photo, ("ground_truth", "id000000", "field"): {"strip": np.tile(grey, (1, 5, 1))}},
         {"anna": grey},
         {("anna", "mesh"): from_head_mesh(textured_ball()), ("anna", "painted"): ball_mesh()},
     )
@@ -112,6 +113,7 @@ def test_a_browser_draws_the_heads(report: Report, tmp_path: Path) -> None:
     write_report(report, tmp_path)
     seen = browser.visit(found, tmp_path / PAGE, tmp_path)
     assert seen.console == [] and "data-errors" not in seen.dom and "data-viewer" not in seen.dom
+    assert "dialog open" not in seen.dom
     coverage = [float(x) for x in re.findall(r'data-coverage="([\d.]+)"', seen.dom)]
     # the ball of radius 0.3 fills a disc: seen from 2.7 its outline has radius 0.3 / sqrt(2.7^2 - 0.3^2) of tan(18.837 / 2 degrees)
     share = np.pi / 4 * (0.3 / np.sqrt(2.7**2 - 0.3**2) / np.tan(np.radians(18.837 / 2))) ** 2
@@ -120,3 +122,16 @@ def test_a_browser_draws_the_heads(report: Report, tmp_path: Path) -> None:
     red, green, blue = picture.unbind(-1)
     assert int(((red > 180) & (green < 40) & (blue < 40)).sum()) > 5000, "the left half of the texture"
     assert int(((green > 180) & (red < 40) & (blue < 40)).sum()) > 5000, "the right half of the texture"
+
+
+@pytest.mark.slow
+def test_every_picture_can_be_enlarged(report: Report, tmp_path: Path) -> None:
+    """Also those of a section that has no photo to stand beside."""
+    found = browser.find()
+    if found is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    click = "for (const image of document.querySelectorAll('.views img')) { document.querySelector('dialog').close(); image.click(); }"
+    (tmp_path / PAGE).write_text(page(report).replace("</body>", f"<script>{click}</script></body>"))
+    dom = browser.visit(found, tmp_path / PAGE, tmp_path).dom
+    assert "data-errors" not in dom and re.search(r"<dialog open", dom)
+    assert re.search(r"<p>field, strip\. Wheel", dom) and re.search(r"<span hidden", dom)

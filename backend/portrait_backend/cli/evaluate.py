@@ -49,6 +49,7 @@ def evaluate(
     quieten(debug)
     peers = tuple(_peer(text) for text in compare or ())
     with _evaluation_parts(), progress_report(json) as progress:
+        from portrait_backend.evaluation.report import as_json
         from portrait_backend.evaluation.results_page import check_page, renew
         from portrait_backend.evaluation.run import Task
         from portrait_backend.evaluation.run import evaluate as run
@@ -62,7 +63,7 @@ def evaluate(
         if results is not None:
             renew(results, report)
     if json:
-        print_json({"output": str(output), **report.record})
+        print_json({"output": str(output), **{name: value for name, value in as_json(report).items() if name != "scores"}})
         return
     for problem in report.record["problems"]:
         typer.echo(f"left out: {problem}", err=True)

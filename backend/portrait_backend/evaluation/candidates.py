@@ -72,15 +72,22 @@ def load_job(folder: Path, device: torch.device) -> Job:
     """Read a folder that `generate` wrote; raises PortraitDiffusionError job-not-found, head-unreadable, mesh-unreadable."""
     record = read_record(folder)
     if record is None or not (folder / "head.safetensors").is_file():
-        raise PortraitDiffusionError(
-            "job-not-found", f"{folder} holds no finished job", "Give a folder that portrait-diffusion generate has written"
-        )
+        raise no_job(folder)
     images = {name: _read_rgba(path) for name, path in _view_files(folder / "views").items()}
     methods: dict[str, Renderable] = {"field": FieldHead(Head.load(folder / "head.safetensors").to(device), device, images)}
     mesh = next((folder / f"head{suffix}" for suffix in SUFFIXES if (folder / f"head{suffix}").is_file()), None)
     if mesh is not None:
         methods["mesh"] = load_own_mesh(mesh)
     return Job(record, methods)
+
+
+def no_job(folder: Path) -> PortraitDiffusionError:
+    """Return the error for something that is no finished job; another tool's result may have been meant for --compare."""
+    peer = folder.suffix.lower() in SUFFIXES or bool(_view_files(folder))
+    hint = (
+        f"Another tool's result is given with --compare {folder}" if peer else "Give a folder that portrait-diffusion generate has written"
+    )
+    return PortraitDiffusionError("job-not-found", f"{folder} holds no finished job", hint)
 
 
 def find_peer(path: Path, subject: str) -> Path | None:

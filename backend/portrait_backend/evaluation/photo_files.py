@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +34,13 @@ def find_photo(record: dict[str, Any], places: list[Path]) -> Path:
 def beside(job: Path, record: dict[str, Any]) -> list[Path]:
     """Return where the photo of a job may lie when nobody says: in its folder, beside it, where the command runs."""
     return [folder / record["photo"]["name"] for folder in (job, job.resolve().parent, Path.cwd())]
+
+
+def subjects_of(paths: Sequence[Path]) -> list[str]:
+    """Return a name for each photo or job folder: the file's without its suffix, the folder's; a number behind it where one repeats."""
+    names: list[str] = []
+    for path in paths:
+        short = path.resolve().name if path.is_dir() else path.stem
+        longer = (f"{short}-{k}" for k in count(2))
+        names.append(short if short not in names else next(name for name in longer if name not in names))
+    return names

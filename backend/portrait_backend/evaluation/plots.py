@@ -7,7 +7,9 @@ from html import escape
 from portrait_backend.evaluation.scores import METRICS, Mean
 
 COLOURS = ("#2f6fde", "#d9622b", "#2a9d6f", "#a04fc4", "#b58900", "#d33682")
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 380, 230, 52, 12, 34, 44
+DASHES = ("none", "6 3", "2 2")
+"""The dashes of the second and third six lines."""
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, LEGEND = 380, 206, 52, 12, 34, 24, 16
 
 
 def line_plot(metric: str, lines: dict[str, dict[str, Mean]]) -> str:
@@ -41,13 +43,15 @@ def line_plot(metric: str, lines: dict[str, dict[str, Mean]]) -> str:
     parts += [f'<text x="{x(view):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(view)}</text>' for view in views]
     for number, (method, points) in enumerate(known.items()):
         colour = COLOURS[number % len(COLOURS)]
+        line = f'fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{DASHES[number // len(COLOURS) % len(DASHES)]}"'
         path = " ".join(f"{x(view):.1f},{y(points[view]):.1f}" for view in views if view in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<polyline points="{path}" {line}/>')
         parts += [f'<circle cx="{x(v):.1f}" cy="{y(points[v]):.1f}" r="3" fill="{colour}"/>' for v in views if v in points]
-        place = LEFT + number * (WIDTH - LEFT) / max(len(known), 2)
-        parts.append(f'<text x="{place:.0f}" y="{HEIGHT - 8}" fill="{colour}">{escape(method)}</text>')
-    title = escape(f"{facts.label} by view")
+        place = HEIGHT + LEGEND * number
+        parts.append(f'<line x1="{LEFT}" x2="{LEFT + 26}" y1="{place}" y2="{place}" {line}/>')
+        parts.append(f'<text x="{LEFT + 34}" y="{place + 4}">{escape(method)}</text>')
+    title, height = escape(f"{facts.label} by view"), HEIGHT + LEGEND * len(known)
     return (
-        f'<svg width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}" '
+        f'<svg width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{title}" '
         f'font-family="system-ui, sans-serif" font-size="11" fill="currentColor">{"".join(parts)}</svg>'
     )

@@ -160,7 +160,7 @@ def _paper_table() -> str:
     return (
         "<p class='note'>For orientation, Table 1 of arXiv 2411.10369 on its own photos with its own feature networks; "
         "figures of other networks can't be held against it:</p>"
-        f"<table><tr><th>method</th><th>CLIP-I ↑</th><th>LPIPS ↓</th><th>ID ↑</th></tr>{rows}</table>"
+        f"<div class='scroll'><table><tr><th>method</th><th>CLIP-I ↑</th><th>LPIPS ↓</th><th>ID ↑</th></tr>{rows}</table></div>"
     )
 
 
@@ -170,7 +170,7 @@ def _unavailable_rows(rows: list[dict[str, str]]) -> str:
     lines = "".join(
         f"<tr><td>{escape(r['figure'])}: {escape(r['name'])}</td><td class='text'>{escape(r['reason'])}</td></tr>" for r in rows
     )
-    return f"<p class='note'>Rows that this version can't run:</p><table>{lines}</table>"
+    return f"<p class='note'>Rows that this version can't run:</p><div class='scroll'><table>{lines}</table></div>"
 
 
 def _plots(scores: list[Score]) -> Iterator[str]:
@@ -205,14 +205,11 @@ def _views(report: Report, section: str, subject: str, method: str) -> str:
     if subject in report.photos:
         image = f"<img class='photo' alt='photo' src='{image_url(report.photos[subject], PICTURE_SIZE)}'>"
         figures.append(f"<figure>{image}<figcaption>photo</figcaption></figure>")
-    wide = section == "ground_truth"  # one strip of all angles
-    style = " style='grid-column: 1 / -1'" if wide else ""
     for view, picture in report.pictures[section, subject, method].items():
-        caption = escape(view.replace("_", " "))
-        image = (
-            f"<img alt='{escape(method)}, {caption}' src='{image_url(picture, picture.shape[1] if wide else PICTURE_SIZE)}' loading='lazy'>"
-        )
-        figures.append(f"<figure{style}>{image}<figcaption>{caption}</figcaption></figure>")
+        caption, wide = escape(view.replace("_", " ")), picture.shape[1] > 2 * picture.shape[0]  # a strip of all angles
+        image = image_url(picture, picture.shape[1] if wide else PICTURE_SIZE)
+        image = f"<img alt='{escape(method)}, {caption}' src='{image}' loading='lazy'>"
+        figures.append(f"<figure{' class=wide' if wide else ''}>{image}<figcaption>{caption}</figcaption></figure>")
     return f"<p class='note'>{escape(method)}</p><div class='views'>{''.join(figures)}</div>"
 
 
@@ -249,4 +246,4 @@ def _meaning(scores: list[Score]) -> str:
     lines = "".join(
         f"<tr><td>{escape(_heading(name))}</td><td class='text'>{escape(METRICS[name].what)}</td></tr>" for name in METRICS if name in used
     )
-    return f"<h2>What the figures mean</h2><table>{lines}</table>"
+    return f"<h2>What the figures mean</h2><div class='scroll'><table>{lines}</table></div>"

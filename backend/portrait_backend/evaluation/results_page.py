@@ -24,7 +24,11 @@ PER_ANGLE = ("foreground_psnr", "ssim", "iou", "depth_error", "normal_error")
 
 def check_page(path: Path) -> None:
     """Raise PortraitDiffusionError ``results-unreadable`` if the page has no block to renew."""
-    if not path.is_file() or not BLOCK.search(path.read_text(encoding="utf-8")):
+    try:
+        found = BLOCK.search(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        found = None
+    if found is None:
         raise PortraitDiffusionError(
             "results-unreadable", f"{path} has no block between '<!-- figures: NAME -->' and '<!-- end -->'", "Name a page that has one"
         )
@@ -100,4 +104,10 @@ def _circumstances(report: Report, scores: list[Score]) -> str:
     absent = [f"{m['name']}: {m['reason']}" for m in report.record["models"] if not m["available"]]
     missing = f" Not measured: {'; '.join(absent)}." if absent else ""
     record = report.record
-    return f"{subjects} {what}, preset {record['settings']['preset']}, {record['generator']}, {record['device']}.{missing}"
+    return f"{subjects} {what}, preset {', '.join(_presets(report, scores))}, {record['generator']}, {record['device']}.{missing}"
+
+
+def _presets(report: Report, scores: list[Score]) -> list[str]:
+    """Return the presets of the heads that were measured: finished jobs have their own, all others the evaluation's."""
+    jobs = [report.record["subjects"].get(score.subject) or report.record for score in scores]
+    return sorted({(job.get("settings") or report.record["settings"])["preset"] for job in jobs})

@@ -18,12 +18,12 @@ from torch import Tensor
 from portrait_backend import __version__, devices
 from portrait_backend.context import Context, Progress
 from portrait_backend.evaluation import ablations, ground_truth, photo_scores
-from portrait_backend.evaluation.candidates import Candidate, FieldHead, Job, find_peer, load_job, load_peer
+from portrait_backend.evaluation.candidates import Candidate, FieldHead, Job, find_peer, load_job, load_peer, no_job
 from portrait_backend.evaluation.heads import HeadMaker, stage_context
 from portrait_backend.evaluation.image_metrics import as_bytes
 from portrait_backend.evaluation.mesh_file import MeshHead
 from portrait_backend.evaluation.models import ModelState, default_folder, open_models
-from portrait_backend.evaluation.photo_files import PHOTO_SUFFIXES, beside, find_photo, photos_in
+from portrait_backend.evaluation.photo_files import PHOTO_SUFFIXES, beside, find_photo, photos_in, subjects_of
 from portrait_backend.evaluation.registration import register
 from portrait_backend.evaluation.report import Report, write_report
 from portrait_backend.evaluation.scores import Score
@@ -40,6 +40,8 @@ from portrait_backend.training.synthetic_portrait import portrait_of
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import Settings, from_dict, to_dict
 
+OWN_METHODS = ("field", "mesh")
+"""The names of a job's own results."""
 HEADS = "heads"
 """Folder in the report for the jobs that the evaluation itself made."""
 GROUND_TRUTH_SEED = 1
@@ -89,17 +91,13 @@ class _Run:
     def cases(self) -> Iterator[tuple[str, Path | None, Path]]:
         """Yield (subject, job folder or None, photo)."""
         found = photos_in(self.task.photos) if self.task.photos else []
-        done = set()
-        for job in self.task.jobs:
+        for subject, job in zip(subjects_of(self.task.jobs), self.task.jobs, strict=True):
             record = read_record(job)
             if record is None:
-                load_job(job, self.context.device)  # says what is wrong
-                continue
-            photo = find_photo(record, [*found, *beside(job, record)])
-            done.add(photo)
-            yield job.name, job, photo
+                raise no_job(job)
+            yield subject, job, find_photo(record, [*found, *beside(job, record)])
         if not self.task.jobs:
-            yield from ((photo.stem, None, photo) for photo in found if photo not in done)
+            yield from ((subject, None, photo) for subject, photo in zip(subjects_of(found), found, strict=True))
 
     def generated(self, photo: Path, subject: str) -> Path:
         """Make the head of a photo, inside the report's folder."""
@@ -226,7 +224,12 @@ def check(task: Task) -> None:
             raise PortraitDiffusionError("data-not-found", f"{path} is not a folder", f"Give {option} a folder")
     if task.photos and not task.jobs and not photos_in(task.photos):
         raise PortraitDiffusionError("photos-empty", f"{task.photos} holds no photos", f"Put {', '.join(PHOTO_SUFFIXES[:4])} files there")
+    names = [name for name, _ in task.compare]
     for name, path in task.compare:
+        if name in OWN_METHODS or names.count(name) > 1:
+            raise PortraitDiffusionError(
+                "peer-name-taken", f"{name!r} names two results", "Give each a name of its own: --compare NAME=PATH"
+            )
         if not path.exists():
             raise PortraitDiffusionError(
                 "peer-missing", f"there is no {path} to compare as {name}", "Give --compare NAME=PATH of a file or folder"

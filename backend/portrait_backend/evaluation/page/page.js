@@ -17,9 +17,12 @@ function enlarge() {
   document.querySelectorAll(".views img").forEach((picture) => {
     picture.tabIndex = 0;
     const open = () => {
-      pictures[0].src = picture.closest("section").querySelector("img.photo").src;
+      const photo = picture.closest("section").querySelector("img.photo");
+      const beside = photo !== null && photo !== picture;
+      pictures[0].parentElement.hidden = !beside;
+      if (beside) pictures[0].src = photo.src;
       pictures[1].src = picture.src;
-      caption.textContent = `photo, and ${picture.alt}. Wheel: zoom, move: look around, Escape: close`;
+      caption.textContent = `${beside ? "photo, and " : ""}${picture.alt}. Wheel: zoom, move: look around, Escape: close`;
       zoom = 1;
       show();
       dialog.showModal();
