@@ -31,6 +31,7 @@ kept
 def report() -> Report:
     record = {
         "generator": "portrait-diffusion 1", "device": "cpu", "settings": {"preset": "draft"}, "unavailable_ablations": [],
+        "weights": {"prior": "0123456789abcdef"},
         "subjects": {"b": {"seconds": 12.3}},
         "models": [{"name": "CLIP", "available": False, "reason": "absent"}],
     }  # fmt: skip
@@ -45,7 +46,7 @@ def test_only_what_was_measured_is_renewed(report: Report, tmp_path: Path) -> No
     text = page.read_text()
     assert "old" not in text and "kept" in text and "By hand." in text and "What is good" in text
     assert "| field | 0.850 |" in text and "| b | field | 0.800 | 12 | – |" in text
-    assert "2 photos, preset draft, portrait-diffusion 1, cpu. Not measured: CLIP: absent." in text
+    assert "2 photos, preset draft, portrait-diffusion 1, cpu, weights prior 01234567. Not measured: CLIP: absent." in text
     renew(page, report)
     assert page.read_text() == text, "the same figures give the same page"
 

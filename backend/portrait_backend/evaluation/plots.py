@@ -9,7 +9,7 @@ from portrait_backend.evaluation.scores import METRICS, Mean
 COLOURS = ("#2f6fde", "#d9622b", "#2a9d6f", "#a04fc4", "#b58900", "#d33682")
 DASHES = ("none", "6 3", "2 2")
 """The dashes of the second and third six lines."""
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, LEGEND = 380, 206, 52, 12, 34, 24, 16
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, LEGEND = 380, 214, 52, 12, 34, 32, 16
 
 
 def line_plot(metric: str, lines: dict[str, dict[str, Mean]]) -> str:

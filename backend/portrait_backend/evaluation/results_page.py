@@ -100,11 +100,13 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def _circumstances(report: Report, scores: list[Score]) -> str:
     subjects = len({score.subject for score in scores})
-    what = "heads" if scores[0].section == "ground_truth" else "photos"
+    what = "identities" if any(score.metric == "chamfer" for score in scores) else "photos"
     absent = [f"{m['name']}: {m['reason']}" for m in report.record["models"] if not m["available"]]
     missing = f" Not measured: {'; '.join(absent)}." if absent else ""
     record = report.record
-    return f"{subjects} {what}, preset {', '.join(_presets(report, scores))}, {record['generator']}, {record['device']}.{missing}"
+    weights = ", ".join(f"{name} {sha256[:8]}" for name, sha256 in record["weights"].items())
+    circumstances = f"preset {', '.join(_presets(report, scores))}, {record['generator']}, {record['device']}, weights {weights}"
+    return f"{subjects} {what}, {circumstances}.{missing}"
 
 
 def _presets(report: Report, scores: list[Score]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -100,9 +100,10 @@ class _Run:
             yield from ((subject, None, photo) for subject, photo in zip(subjects_of(found), found, strict=True))
 
     def generated(self, photo: Path, subject: str) -> Path:
-        """Make the head of a photo, inside the report's folder."""
+        """Make the head of a photo, inside the report's folder; no film of it: nobody measures that."""
         folder = self.folder / HEADS / subject
-        generate(photo, self.settings, self.context.on_progress, folder, self.context.cancelled)
+        settings = replace(self.settings, output=replace(self.settings.output, turntable="none"))
+        generate(photo, settings, self.context.on_progress, folder, self.context.cancelled)
         return folder
 
     def photo(self, subject: str, job: Job, photo: Path) -> None:
