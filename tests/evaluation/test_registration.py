@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from portrait_backend.evaluation.mesh_file import MeshHead
-from portrait_backend.evaluation.registration import LOOK_SIZE, register, similarity
+from portrait_backend.evaluation.registration import LOOK_SIZE, onto_photo, onto_surface, register, similarity
 from portrait_backend.portrait.faces import EYE_A, EYE_B, OVAL_CHIN, OVAL_LEFT, OVAL_RIGHT, OVAL_TOP, Candidate, Face
+from portrait_backend.radiance.cameras import Camera
 from portrait_shared.errors import PortraitDiffusionError
 from tests.cli.fake_parts import RADIUS
 from tests.evaluation.balls import ball_mesh
@@ -60,6 +60,29 @@ def test_similarity_is_recovered_exactly() -> None:
     assert np.linalg.det(similarity(source, mirrored)[1]) == pytest.approx(1), "never a mirror image"
 
 
+def test_a_face_is_placed_where_the_photo_s_camera_sees_it() -> None:
+    """Some landmarks are wrong, and the size is that of the fitted shape: the rest tells the pose."""
+    points, camera = landmarks().double().numpy(), Camera.orbit(25, -10, 512)
+    seen = camera.project(torch.from_numpy(points).float())[0].double().numpy()
+    seen[::10] += 40
+    turn, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))
+    turn *= np.sign(np.linalg.det(turn))
+    moved = 7.0 * points @ turn.T + [1.0, 2.0, 3.0]
+    which = np.arange(20, 468)
+    scale, rotation, translation = onto_photo(seen, camera, points)(which, moved[which])
+    np.testing.assert_allclose(scale * moved @ rotation.T + translation, points, atol=5e-4)
+
+
+def test_landmarks_that_are_not_known_do_not_count() -> None:
+    points = landmarks().double().numpy()
+    target = points.copy()
+    target[100:] = np.nan
+    scale, rotation, translation = onto_surface(target)(np.arange(468), 2.0 * points)
+    assert scale == pytest.approx(0.5)
+    np.testing.assert_allclose(rotation, np.eye(3), atol=1e-9)
+    np.testing.assert_allclose(translation, 0, atol=1e-9)
+
+
 AXES = {
     "metres, as glTF": (0.37, np.eye(3)),
     "Blender: z up, face along -y": (10.0, np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])),
@@ -72,7 +95,7 @@ AXES = {
 def test_any_axes_and_units(axes: str) -> None:
     scale, rotation = AXES[axes]
     foreign = ball_mesh(paint=where).transformed(scale, torch.from_numpy(rotation).float(), torch.tensor([5.0, -3, 1]))
-    placed = register(foreign, landmarks(), CoordinateReader())
+    placed = register(foreign, onto_surface(landmarks().double().numpy()), CoordinateReader())
     expected, found = ball_mesh().parts[0].vertices, placed.parts[0].vertices
     assert float((found - expected).norm(dim=-1).max()) < 0.005
 
@@ -81,6 +104,8 @@ def test_any_axes_and_units(axes: str) -> None:
 def test_a_mesh_without_a_face_is_named() -> None:
     with pytest.raises(PortraitDiffusionError) as caught:
         register(
-            MeshHead(ball_mesh(paint=lambda points: torch.full_like(points, 0.2), subdivisions=2).parts), landmarks(), CoordinateReader()
+            ball_mesh(paint=lambda points: torch.full_like(points, 0.2), subdivisions=2),
+            onto_surface(np.zeros((468, 3))),
+            CoordinateReader(),
         )
     assert caught.value.code == "peer-no-face"

@@ -1,7 +1,7 @@
 """Heads against the truth: synthetic heads or scans with known cameras, in the layout of `training/synthetic.py`.
 
 The input view is treated like a photo (`synthetic_portrait.portrait_of`); the head is seen from the truth's cameras, so that errors of pose
-and scale count. Another tool's result for the same input is placed by the truth's own landmarks first.
+and scale count. Another tool's result for the same input is placed by its face first.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from torch import Tensor
 from portrait_backend.evaluation.candidates import Candidate, Renderable, ViewImages
 from portrait_backend.evaluation.geometry_metrics import SOLID, back_project, chamfer_mm, depth_error_mm, normal_error_degrees
 from portrait_backend.evaluation.image_metrics import as_bytes, over_grey, over_white, ssim
+from portrait_backend.evaluation.registration import Placing, Similarity, lifted_landmarks, onto_surface
 from portrait_backend.evaluation.scores import Score
 from portrait_backend.evaluation.view_models import ViewModel
+from portrait_backend.portrait.faces import FaceDetector
+from portrait_backend.portrait.head_pose import LANDMARKS
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.renderer import RenderOutput
 from portrait_backend.training.head_dataset import HeadDataset, decode_depth
@@ -42,7 +45,7 @@ SHARED_WITH_PHOTOS = ("lpips_alex", "lpips_vgg", "clip_i", "clip_i_hidden")
 
 @dataclass(frozen=True)
 class Truth:
-    """What a camera of the data set saw, as a render of `SIZE` px a side, and that camera."""
+    """What a camera of the data set saw, as a render, and that camera."""
 
     camera: Camera
     view: RenderOutput
@@ -54,24 +57,39 @@ def camera_at(data: HeadDataset, identity: int, view: int, size: int) -> Camera:
     return replace(Camera.orbit(0, 0, size), world_to_camera=data.cameras[identity, view])
 
 
-def truths(data: HeadDataset, identity: int, views: tuple[int, ...], home: Path | None = None) -> Iterator[Truth]:
+def truths(data: HeadDataset, identity: int, views: tuple[int, ...], home: Path | None = None, size: int = SIZE) -> Iterator[Truth]:
     """Yield the truth of some views of an identity; `home`, its folder, gives the normals where there are any."""
-    at = ((torch.arange(SIZE) + 0.5) * data.size / SIZE).long()
+    at = ((torch.arange(size) + 0.5) * data.size / size).long()
     for view in views:
         rgba = data.rgba[identity, view].float().permute(2, 0, 1)[None] / 255
-        small = F.interpolate(torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1), size=(SIZE, SIZE), mode="area")[0].permute(1, 2, 0)
+        small = F.interpolate(torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1), size=(size, size), mode="area")[0].permute(1, 2, 0)
         depth = decode_depth(data.depth[identity, view])[at][:, at]
         normals = None if home is None else _normals(home / f"normal_{view:03d}.png", at)
         seen = RenderOutput(small[..., :3], small[..., 3], depth, None, normals)
-        yield Truth(camera_at(data, identity, view, SIZE), seen, float(data.angles[identity, view, 0]))
+        yield Truth(camera_at(data, identity, view, size), seen, float(data.angles[identity, view, 0]))
 
 
 def _normals(path: Path, at: Tensor) -> Tensor | None:
-    """Return world normals (SIZE, SIZE, 3) of a stored map; black, which is no unit vector, stands for nothing."""
+    """Return world normals (S, S, 3) of a stored map; black, which is no unit vector, stands for nothing."""
     if not path.exists():
         return None
     stored = torch.from_numpy(np.asarray(Image.open(path).convert("RGB"), np.float32))[at][:, at]
     return (stored / 127.5 - 1) * (stored.sum(-1, keepdim=True) > 0)
+
+
+def onto_truth(data: HeadDataset, identity: int, detector: FaceDetector) -> Placing:
+    """Place another tool's head by its face: on the landmarks that the detector finds in the truth's front view, on the true surface."""
+
+    def place(which: NDArray[np.int64], points: NDArray[np.float64]) -> Similarity:
+        (truth,) = truths(data, identity, VIEWS["front"], size=data.size)
+        found = lifted_landmarks(truth.view, truth.camera, detector)
+        if found is None:
+            raise PortraitDiffusionError("peer-no-face", "no face is found in the truth's front view", "Compare it with photos instead")
+        landmarks = np.full((LANDMARKS, 3), np.nan)
+        landmarks[found[0]] = found[1]
+        return onto_surface(landmarks)(which, points)
+
+    return place
 
 
 def score_identity(

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from portrait_backend import __version__, devices
 from portrait_backend.context import Context, Progress
@@ -24,7 +23,7 @@ from portrait_backend.evaluation.image_metrics import as_bytes
 from portrait_backend.evaluation.mesh_file import MeshHead
 from portrait_backend.evaluation.models import ModelState, default_folder, open_models
 from portrait_backend.evaluation.photo_files import PHOTO_SUFFIXES, beside, find_photo, photos_in, subjects_of
-from portrait_backend.evaluation.registration import register
+from portrait_backend.evaluation.registration import Placing, onto_photo, register
 from portrait_backend.evaluation.report import Report, write_report
 from portrait_backend.evaluation.scores import Score
 from portrait_backend.evaluation.view_models import ViewModel
@@ -112,11 +111,12 @@ class _Run:
         portrait = prepare_portrait(photo, stage_context(self.context, settings, "portrait"))
         self.report.photos[subject] = as_bytes(portrait.image)
         self.report.record["subjects"][subject] = _about(job.record)
-        marks = load_landmark_model().shape(portrait.coefficients.double()).float()
+        shape = load_landmark_model().shape(portrait.coefficients.double()).numpy()
+        place = onto_photo(portrait.landmarks.double().numpy(), portrait.camera, shape)
         score = partial(
             photo_scores.score_photo, reference=photo_scores.reference_of(portrait, self.models, self.detector), models=self.models
         )
-        for method, candidate in {**job.methods, **self.peers(subject, marks, photo.stem)}.items():
+        for method, candidate in {**job.methods, **self.peers(subject, place, photo.stem)}.items():
             self.add(photo_scores.SECTION, subject, method, score(subject, method, candidate))
             if isinstance(candidate, MeshHead):
                 self.report.meshes[subject, method] = candidate
@@ -130,16 +130,16 @@ class _Run:
         self.report.scores += scores
         self.report.pictures[section, subject, method] = pictures
 
-    def peers(self, subject: str, landmarks: Tensor, other_name: str = "") -> dict[str, Candidate]:
+    def peers(self, subject: str, place: Placing, other_name: str = "") -> dict[str, Candidate]:
         """Return the other tools' heads of a subject, meshes placed by their faces."""
         found: dict[str, Candidate] = {}
         for name, path in self.task.compare:
             with self.leaving_out(f"{subject}, {name}"):
-                place = find_peer(path, subject) or (find_peer(path, other_name) if other_name else None)
-                if place is None:
+                where = find_peer(path, subject) or (find_peer(path, other_name) if other_name else None)
+                if where is None:
                     raise PortraitDiffusionError("peer-missing", f"{path} holds nothing for {subject}", f"Put {subject}.glb there")
-                peer = load_peer(place)
-                found[name] = register(peer, landmarks, self.detector) if isinstance(peer, MeshHead) else peer
+                peer = load_peer(where)
+                found[name] = register(peer, place, self.detector) if isinstance(peer, MeshHead) else peer
         return found
 
     def ablate(self, subject: str, maker: HeadMaker, score: Callable[[str, str, MeshHead], Measured]) -> None:
@@ -170,7 +170,7 @@ class _Run:
             "field": FieldHead(maker.head(self.settings).head, self.context.device),
             "mesh": maker.mesh(self.settings),
         }
-        for method, candidate in {**candidates, **self.peers(name, data.points[identity])}.items():
+        for method, candidate in {**candidates, **self.peers(name, ground_truth.onto_truth(data, identity, self.detector))}.items():
             with self.leaving_out(f"{name}, {method}"):
                 self.add(ground_truth.SECTION, name, method, score(name, method, candidate))
         if self.task.ablations and not (self.task.photos or self.task.jobs):
