@@ -67,8 +67,8 @@ def test_long_hair_covers_ears_where_the_guess_has_its_colour() -> None:
     position, guess = torch.cat([crown, ears]), torch.cat([hair.expand(200, 3), hair[None], skin[None]])
     hanging = torch.tensor([[0.2, -0.35, 0.0]]).expand(50, 3)
     short = torch.tensor([[0.2, 0.1, 0.0]]).expand(50, 3)
-    assert hairness(position, guess, skin.expand(200, 3), hanging)[-2:].tolist() == [1.0, 0.0]
-    assert hairness(position, guess, skin.expand(200, 3), short)[-2:].tolist() == [0.0, 0.0]
+    assert hairness(position, guess, skin.repeat(200, 1), hanging)[-2:].tolist() == [1.0, 0.0]
+    assert hairness(position, guess, skin.repeat(200, 1), short)[-2:].tolist() == [0.0, 0.0]
 
 
 def test_what_shines_through_between_strands_is_of_another_hue() -> None:
