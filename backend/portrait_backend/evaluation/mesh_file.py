@@ -1,4 +1,4 @@
-"""Read a textured mesh of any tool (GLB, OBJ, PLY, ... through trimesh) and render it unlit, as what it is worth without a light."""
+"""Read a textured mesh of any tool (GLB, OBJ, PLY, ... through trimesh) and render it unlit and opaque."""
 
 from __future__ import annotations
 
@@ -160,14 +160,26 @@ def _part(geometry: Any) -> MeshPart:
 
 
 def _material(visual: Any) -> tuple[Tensor | None, np.ndarray]:
-    """Return the colour texture (H, W, 3), or None, and the colour (3,) that it is multiplied by."""
+    """Return the colour texture (H, W, 3), or None, and the colour (3,) that it is multiplied by, both as displays show them (sRGB)."""
     material = visual.material
     image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-    factor = getattr(material, "baseColorFactor", None)
-    if factor is None and image is None:
-        factor = getattr(material, "diffuse", None)
-    scale = np.ones(3) if factor is None else np.asarray(factor, np.float64)[:3] / (255 if np.asarray(factor).dtype.kind in "ui" else 1)
+    factor, scale = getattr(material, "baseColorFactor", None), np.ones(3)
+    if factor is not None:
+        scale = _displayed(_share(factor))  # glTF's factors are linear
+    elif image is None and getattr(material, "diffuse", None) is not None:
+        scale = _share(material.diffuse)
     if image is None:
         return None, scale
     pixels = np.asarray(image.convert("RGB"), np.float32) / 255
     return torch.from_numpy(pixels), scale
+
+
+def _share(colour: Any) -> np.ndarray:
+    """Return a colour (3,) in [0, 1] of 8-bit or floating values."""
+    values = np.asarray(colour)
+    return np.asarray(values[:3], np.float64) / (255 if values.dtype.kind in "ui" else 1)
+
+
+def _displayed(linear: np.ndarray) -> np.ndarray:
+    """Return linear light as sRGB values (IEC 61966-2-1)."""
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055)
