@@ -50,6 +50,14 @@ def test_an_image_against_itself_is_0_and_noise_ranks(model: Lpips) -> None:
     assert model.distance(model.maps(image(1)), maps) == pytest.approx(model.distance(maps, model.maps(image(1))), rel=1e-6)
 
 
+REFERENCE = {"alex": 1.8776325, "vgg": 1.4142183}
+"""What the package lpips 0.1.4 itself gives for image(0) and image(1) with these made backbones and heads of ones."""
+
+
+def test_it_is_the_published_implementation_s_figure(model: Lpips) -> None:
+    assert model.distance(model.maps(image(0)), model.maps(image(1))) == pytest.approx(REFERENCE[model.net], rel=1e-5)
+
+
 def test_the_features_are_of_unit_length_and_of_the_published_sizes(model: Lpips) -> None:
     maps = model.maps(image(0, 224))
     sides = {"alex": [55, 27, 13, 13, 13], "vgg": [224, 112, 56, 28, 14]}[model.net]
