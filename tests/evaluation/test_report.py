@@ -57,6 +57,7 @@ def test_means_count_what_is_missing() -> None:
     identity = rows["mesh"]["identity"]
     assert (identity.value, identity.count, identity.missing) == (pytest.approx(0.9), 4, 1)
     assert show("identity", identity) == "0.9000 (1 of 5 missing)"
+    assert show("identity", Mean(None, 0, 2)) == "– (2 of 2 missing)"
     assert show("identity", mean([])) == show("identity", None) == "–"
     assert by_view(scores(), "sharpness")["field"]["right"].value == 0.5
 
@@ -64,6 +65,9 @@ def test_means_count_what_is_missing() -> None:
 def test_the_best_of_a_column_stands_out() -> None:
     text = summary_table(scores())
     assert text.count("class='best'") == 1 and "<td class='best'>4.00</td>" in text, "a lower landmark error is better; ties are nobody's"
+    assert "<td>0.9000<br><small>1 of 5 missing</small></td>" in text
+    easier = [Score("photos", "anna", "easier", view, "identity", 0.95 if view == "front" else None) for view in TABLE_VIEWS]
+    assert summary_table(scores() + easier).count("class='best'") == 1, "means over other views are not held against each other"
 
 
 def test_json_and_csv_hold_every_score(report: Report, tmp_path: Path) -> None:

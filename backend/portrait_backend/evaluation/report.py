@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from portrait_backend.evaluation.mesh_file import MeshHead
 from portrait_backend.evaluation.plots import line_plot
-from portrait_backend.evaluation.scores import METRICS, Mean, Score, by_view, show, table
+from portrait_backend.evaluation.scores import METRICS, Mean, Score, by_view, shown, table
 from portrait_backend.evaluation.viewer_mesh import image_url, viewer_mesh
 
 PAGE, DATA, SCORES = "report.html", "report.json", "scores.csv"
@@ -143,16 +143,18 @@ def _heading(name: str) -> str:
     return metric.label + (f" [{metric.unit}]" if metric.unit else "") + arrow
 
 
-def _best(name: str, means: Iterable[Mean]) -> float | None:
+def _best(name: str, means: list[Mean]) -> float | None:
+    """Return the best mean, None where none stands out or they leave out different views."""
     values = [m.value for m in means if m.value is not None]
-    if len(values) < 2 or not METRICS[name].better or max(values) == min(values):
+    if len(values) < 2 or len({(m.count, m.missing) for m in means}) > 1 or not METRICS[name].better or max(values) == min(values):
         return None
     return max(values) if METRICS[name].better == "more" else min(values)
 
 
 def _cell(name: str, average: Mean | None, best: float | None) -> str:
     mark = " class='best'" if average is not None and best is not None and average.value == best else ""
-    return f"<td{mark}>{escape(show(name, average))}</td>"
+    value, missing = shown(name, average)
+    return f"<td{mark}>{value}{f'<br><small>{missing}</small>' if missing else ''}</td>"
 
 
 def _paper_table() -> str:

@@ -103,9 +103,15 @@ def by_view(scores: list[Score], metric: str) -> dict[str, dict[str, Mean]]:
     return found
 
 
+def shown(metric: str, average: Mean | None) -> tuple[str, str]:
+    """Return a mean for people: rounded, a dash where nothing could be measured; and how many were missing, "" if none was."""
+    if average is None:
+        return "–", ""
+    value = "–" if average.value is None else f"{average.value:.{METRICS[metric].digits}f}"
+    return value, f"{average.missing} of {average.count + average.missing} missing" if average.missing else ""
+
+
 def show(metric: str, average: Mean | None) -> str:
-    """Return a mean for people: rounded, "(2 missing)" behind it where some could not be measured, a dash where none could."""
-    if average is None or average.value is None:
-        return "–"
-    text = f"{average.value:.{METRICS[metric].digits}f}"
-    return f"{text} ({average.missing} of {average.count + average.missing} missing)" if average.missing else text
+    """Return a mean as one text: "0.90 (1 of 5 missing)"."""
+    value, missing = shown(metric, average)
+    return f"{value} ({missing})" if missing else value
