@@ -15,11 +15,11 @@ from typing import cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 import portrait_backend
+from portrait_backend.mesh.picture import picture
 from portrait_backend.outputs import VIEWS
 from portrait_backend.pipeline import Result
 from portrait_backend.portrait.faces import find_face
@@ -74,21 +74,8 @@ def measure(head: Head, portrait: Portrait) -> dict[str, float | None]:
 
 def mesh_tile(result: Result, azimuth: float) -> Tensor:
     """Render the textured mesh, unlit, from an azimuth: (TILE, TILE, 3) over white."""
-    from portrait_backend.geometry.rasterise import rasterise
-    from portrait_backend.radiance.cameras import METRES_PER_UNIT
-
-    camera, mesh = Camera.orbit(azimuth, 0, 2 * TILE), result.mesh
-    vertices, faces = torch.as_tensor(mesh.vertices).float() / METRES_PER_UNIT, torch.as_tensor(mesh.faces)
-    pixels, z = camera.project(vertices)
-    found = rasterise(torch.cat([pixels, z[:, None]], 1), faces, camera.height, camera.width)
-    hit = found.face >= 0
-    corner_uv = torch.as_tensor(mesh.uv).float()[faces[found.face.clamp_min(0)]]
-    uv = (corner_uv * found.barycentric[..., None]).sum(-2)
-    texture = torch.as_tensor(mesh.texture).permute(2, 0, 1)[None].float() / 255
-    at = torch.stack([uv[..., 0] * 2 - 1, 1 - uv[..., 1] * 2], -1)[None]
-    colour = F.grid_sample(texture, at, align_corners=False)[0].permute(1, 2, 0)
-    image = torch.where(hit[..., None], colour, torch.ones(()))
-    return F.avg_pool2d(image.permute(2, 0, 1)[None], 2)[0].permute(1, 2, 0)
+    colour, alpha = picture(result.mesh, Camera.orbit(azimuth, 0, TILE))
+    return colour + 1 - alpha[..., None]
 
 
 def sheet_row(result: Result, folder: Path) -> Tensor:
