@@ -119,6 +119,7 @@ def denoiser(
     out: Out = None,
     validation: Validation = None,
     codec: CodecOption = "starter",
+    small_share: Annotated[float, typer.Option("--small-share", min=0, max=1, help="Share of batches at half the views' size.")] = 0.5,
     steps: Steps = 20000,
     minutes: Minutes = math.inf,
     batch: Batch = 8,
@@ -140,6 +141,7 @@ def denoiser(
         checkpoint = train_denoiser(
             TrainOptions(data, home, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every),
             codec,
+            small_share,
         )
     typer.echo(f"checkpoint: {checkpoint}")
 
