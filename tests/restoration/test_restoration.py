@@ -298,8 +298,8 @@ def test_cancel_stops_it(flat: Head, truth: Head) -> None:
 def test_the_memory_budget_changes_nothing_but_memory(flat: Head) -> None:
     gradients = []
     for budget in (1024.0, 0.5):
-        phi = DetailPreservationUNet(config_for(flat))
         torch.manual_seed(0)
+        phi = DetailPreservationUNet(config_for(flat))
         torch.nn.init.normal_(phi.out.weight, 0, 1e-3)
         view = render_view(restored_planes(flat, phi), 90, 0, SIZE, flat.density_grid(), budget)
         (view.normal.sum() + view.out.alpha.sum()).backward()

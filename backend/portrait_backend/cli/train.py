@@ -81,7 +81,7 @@ Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the 
 EvaluateEvery = Annotated[int, typer.Option("--evaluate-every", min=1, help="Steps between measurements and sample pictures.")]
 SaveEvery = Annotated[int, typer.Option("--save-every", min=1, help="Steps between checkpoints.")]
 CodecOption = Annotated[str, typer.Option("--codec", metavar="FILE", help="Codec: starter, a codec.safetensors, or a diffusers folder.")]
-DenoiserOption = Annotated[str, typer.Option("--denoiser", metavar="FILE", help="Denoiser, named as --codec.")]
+DenoiserOption = Annotated[str, typer.Option("--denoiser", metavar="FILE", help="Denoiser, named as --codec; none: without guidance.")]
 
 
 @app.command("codec")
@@ -142,6 +142,45 @@ def denoiser(
             TrainOptions(data, home, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every),
             codec,
             small_share,
+        )
+    typer.echo(f"checkpoint: {checkpoint}")
+
+
+@app.command("phi")
+def phi(
+    data: Data,
+    out: Out = None,
+    validation: Validation = None,
+    codec: CodecOption = "starter",
+    denoiser: DenoiserOption = "none",
+    steps: Steps = 20000,
+    minutes: Minutes = math.inf,
+    batch: Batch = 1,
+    learning_rate: LearningRate = 1e-3,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    limit: Limit = None,
+    evaluate_every: EvaluateEvery = 500,
+    save_every: SaveEvery = 200,
+    debug: Debug = False,
+) -> None:
+    """Pre-train the Detail Preservation UNet over many portraits; run it again with the same --out to resume."""
+    _check_data(data)
+    with _training_parts():
+        from portrait_backend.diffusion.weights import load_codec, load_denoiser
+        from portrait_backend.restoration.fit import STARTER_SIZE
+        from portrait_backend.restoration.guide import DiffusionPrior
+        from portrait_backend.training.phi_trainer import train_phi
+        from portrait_backend.training.trainer import TrainOptions
+
+        prior = None
+        if denoiser != "none":
+            loaded = load_denoiser(denoiser)
+            prior = DiffusionPrior(load_codec(codec), {"rgb": loaded, "normal": loaded}, STARTER_SIZE)
+        home = out or Path("runs/phi")
+        checkpoint = train_phi(
+            TrainOptions(data, home, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every),
+            prior,
         )
     typer.echo(f"checkpoint: {checkpoint}")
 

@@ -90,7 +90,7 @@ class DenoiserRecipe:
         A `small_share` of the batches is at half the data's size and twice as large: cheaper, and what stage 2 looks at.
         """
         rand = lambda *s: torch.rand(*s, generator=generator)  # noqa: E731
-        small = float(rand()) < self.small_share
+        small = float(rand(1)) < self.small_share
         count = 2 * count if small else count
         look, mirror = draw_look(count, generator), rand(count) < 0.5
         images, references, mattes, angles = [], [], [], []
