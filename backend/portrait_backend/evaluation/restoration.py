@@ -26,7 +26,7 @@ from portrait_backend.diffusion.weights import load_codec, load_denoiser
 from portrait_backend.evaluation.held_out import SIZE, Scores, camera_at, portrait_of, score_head
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.starter import StarterPrior
-from portrait_backend.radiance.cameras import METRES_PER_UNIT, Camera
+from portrait_backend.radiance.cameras import METRES_PER_UNIT
 from portrait_backend.radiance.head import Head
 from portrait_backend.restoration.detail_unet import DetailPreservationUNet, config_for, load_detail_unet
 from portrait_backend.restoration.fit import STARTER_SIZE, reference_image, restore
