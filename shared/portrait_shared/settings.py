@@ -70,7 +70,7 @@ class RestorationSettings:
     noise_end: float = setting(0.02, "Last noise level", "Share of the noise schedule at the last step.", min=0.0, max=0.98, step=0.02)
     normal_weight: float = setting(20.0, "Shape weight", "How much the prior's normals and mattes count.", min=0.0, max=1000.0, step=1.0)
     colour_weight: float = setting(
-        2.0, "Colour weight", "How much the prior's colours count, brought to the sitter's tones.", min=0.0, max=1000.0, step=1.0
+        0.0, "Colour weight", "How much the prior's colours count, brought to the sitter's tones.", min=0.0, max=1000.0, step=1.0
     )
     reference_weight: float = setting(1.0, "Photo weight", "How much the photo counts at every step.", min=0.0, max=100.0, step=0.1)
     learning_rate: float = setting(0.001, "Restoration learning rate", "Size of the steps.", min=0.00001, max=0.1, step=0.0005)

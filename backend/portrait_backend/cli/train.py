@@ -89,6 +89,7 @@ def codec(
     data: Data,
     out: Out = None,
     validation: Validation = None,
+    decoder_only: Annotated[bool, typer.Option("--decoder-only", help="Keep the latents; a trained denoiser stays right.")] = False,
     steps: Steps = 20000,
     minutes: Minutes = math.inf,
     batch: Batch = 16,
@@ -108,7 +109,8 @@ def codec(
 
         home = out or Path("runs/codec")
         checkpoint = train_codec(
-            TrainOptions(data, home, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every)
+            TrainOptions(data, home, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every),
+            decoder_only,
         )
     typer.echo(f"checkpoint: {checkpoint}")
 

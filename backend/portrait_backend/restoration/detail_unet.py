@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from portrait_backend.radiance.head import Head
-from portrait_backend.radiance.triplane import resize_planes, to_channels_last, to_neutral
 from portrait_shared.errors import PortraitDiffusionError
 
 DETAIL_WEIGHTS = "detail_unet.safetensors"
@@ -90,25 +89,6 @@ def config_for(head: Head) -> DetailUNetConfig:
     """Return the sizes that fit a head."""
     channels = head.geometry.depth * head.geometry.channels
     return DetailUNetConfig(channels=channels, outputs=channels if head.appearance is head.geometry else 2 * channels)
-
-
-def restored_planes(head: Head, phi: DetailPreservationUNet, autocast: bool = False) -> Head:
-    """Return the head with phi's residual added to its planes; differentiable in phi.
-
-    Colour planes of their own size get the residual resized. ValueError where phi's sizes are another head's.
-    """
-    geometry, appearance = head.geometry, head.appearance
-    shared = appearance is geometry
-    channels = geometry.depth * geometry.channels
-    if (phi.config.channels, phi.config.outputs) != (channels, channels if shared else 2 * channels):
-        raise ValueError(f"phi is for {phi.config.channels} -> {phi.config.outputs} channels, the head has planes of {channels}")
-    with torch.autocast(geometry.planes.device.type, torch.bfloat16, enabled=autocast):
-        residual = phi(to_neutral(geometry.planes)).float()
-    shape = geometry.planes + to_channels_last(residual[:, :channels], geometry.depth)
-    if shared:
-        return head.with_planes(geometry=geometry.with_planes(shape))
-    colour = resize_planes(to_channels_last(residual[:, channels:], appearance.depth), appearance.planes.shape[3])
-    return head.with_planes(geometry=geometry.with_planes(shape), appearance=appearance.with_planes(appearance.planes + colour))
 
 
 def save_detail_unet(phi: DetailPreservationUNet, path: Path, weights: dict[str, Tensor] | None = None, **facts: str) -> None:

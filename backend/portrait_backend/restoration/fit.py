@@ -15,6 +15,7 @@ from portrait_backend.context import Context
 from portrait_backend.diffusion import BACKGROUND
 from portrait_backend.models import STARTER
 from portrait_backend.portrait.types import Portrait
+from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.decoder import Decoder
 from portrait_backend.radiance.density_grid import DensityGrid
 from portrait_backend.radiance.head import Head
@@ -23,10 +24,11 @@ from portrait_backend.restoration.detail_unet import (
     DetailPreservationUNet,
     config_for,
     load_detail_unet,
-    restored_planes,
 )
+from portrait_backend.restoration.field import RestoredField
 from portrait_backend.restoration.guide import DiffusionPrior, Guide
 from portrait_backend.restoration.losses import (
+    colour_anchor_loss,
     opaque_loss,
     reference_loss,
     reference_target,
@@ -34,7 +36,7 @@ from portrait_backend.restoration.losses import (
     sparsity_loss,
     variation_loss,
 )
-from portrait_backend.restoration.views import View, draw_angles, render_view
+from portrait_backend.restoration.views import SAMPLES, View, draw_angles, render_view
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import RestorationSettings
 
@@ -54,6 +56,7 @@ class Regularisers:
     sparsity: float = 0.01
     smoothness: float = 0.02
     variation: float = 0.1
+    colour_anchor: float = 5.0
 
 
 class RestorationDiverged(PortraitDiffusionError):
@@ -81,9 +84,9 @@ class Fit:
         self.optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95))
         self.good = self._state()
 
-    def head(self) -> Head:
+    def field(self) -> RestoredField:
         """Return the head as it is now, differentiable."""
-        return replace(restored_planes(self.prior_head, self.phi, autocast=True), decoder=self.decoder)
+        return RestoredField(self.prior_head, self.phi, self.decoder, autocast=True)
 
     def step(self, loss: Tensor, share: float) -> bool:
         """Take one Adam step at a share of the learning rate; False, and nothing is changed, if loss or gradient is not finite."""
@@ -113,9 +116,9 @@ class Fit:
         if last_good:
             self.phi.load_state_dict(self.good[0])
             self.decoder.load_state_dict(self.good[1])
-        head = restored_planes(self.prior_head, self.phi.eval())
-        meta = head.meta | {"restored": True}
-        return replace(head, decoder=copy.deepcopy(self.decoder).eval().requires_grad_(False), meta=meta)
+        decoder = copy.deepcopy(self.decoder).eval().requires_grad_(False)
+        head = RestoredField(self.prior_head, self.phi.eval(), decoder).merged()
+        return replace(head, meta=head.meta | {"restored": True})
 
 
 def starter_phi(head: Head) -> DetailPreservationUNet:
@@ -201,19 +204,24 @@ class _Terms:
         self.fit, self.portrait, self.target, self.guide = fit, portrait, target, guide
         self.settings, self.weights, self.context = settings, weights, context
         self.grid: DensityGrid | None = None
+        self.prior_grid = fit.prior_head.density_grid()
 
     def __call__(self, step: int, angles: tuple[float, float]) -> tuple[dict[str, Tensor], View]:
         """Return the weighted terms and the view they were taken from."""
-        head, s, w = self.fit.head(), self.settings, self.weights
+        field, s, w = self.fit.field(), self.settings, self.weights
         if self.grid is None or step % REBUILD == 0:
-            planes = head.geometry.planes
-            self.grid = DensityGrid.build(head, GRID, device=planes.device, dtype=planes.dtype)
-        view = render_view(head, *angles, s.render_size, self.grid, s.memory_budget)
+            planes = field.shape
+            self.grid = DensityGrid.build(field, GRID, device=planes.device, dtype=planes.dtype)
+        view = render_view(field, *angles, s.render_size, self.grid, s.memory_budget)
+        with torch.no_grad():
+            camera = Camera.orbit(*angles, s.render_size).to(field.shape.device)
+            before = self.fit.prior_head.render(camera, grid=self.prior_grid, samples=SAMPLES)
         terms = self.guide.losses(view, step / max(1, s.steps - 1))
-        reference, _ = reference_loss(head, self.portrait, self.target, self.grid, self.context.generator, s.memory_budget)
+        reference, _ = reference_loss(field, self.portrait, self.target, self.grid, self.context.generator, s.memory_budget)
         terms["reference"] = s.reference_weight * reference
         terms["opaque"] = w.opaque * opaque_loss(view.out.alpha)
         terms["sparsity"] = w.sparsity * sparsity_loss(view.out.alpha)
         terms["smoothness"] = w.smoothness * smoothness_loss(view.out)
-        terms["variation"] = w.variation * variation_loss(self.fit.prior_head.geometry.planes, head.geometry.planes)
+        terms["variation"] = w.variation * variation_loss(field.shape)
+        terms["colours"] = w.colour_anchor * colour_anchor_loss(view.out, before)
         return terms, view

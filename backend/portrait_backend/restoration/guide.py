@@ -22,7 +22,7 @@ from portrait_backend.diffusion.guidance import (
     x0_image,
     x0_image_loss,
 )
-from portrait_backend.restoration.views import View, matched_colours, matte_of_normals, resized
+from portrait_backend.restoration.views import View, clean_normals, matched_colours, resized
 from portrait_shared.settings import RestorationSettings
 
 X0_STEPS = 2
@@ -106,8 +106,8 @@ class Guide:
         if domain == "rgb":
             matte = view.out.alpha.detach()[None, None]
             return {"rgb": x0_image_loss(image, matched_colours(target, image.detach(), matte) * matte + image.detach() * (1 - matte))}
-        alpha = matte_of_normals(target)[0, 0]
-        return {"normal": x0_image_loss(image, target), "matte": 0.5 * (view.out.alpha - alpha).pow(2).mean()}
+        target, alpha = clean_normals(target)
+        return {"normal": x0_image_loss(image, target), "matte": 0.5 * (view.out.alpha - alpha[0, 0]).pow(2).mean()}
 
     def _condition(self, denoiser: Denoiser, azimuth: float, pitch: float, domain: Domain) -> Tensor:
         device = self.reference.device

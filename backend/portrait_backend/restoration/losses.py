@@ -8,7 +8,7 @@ from torch import Tensor
 
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.density_grid import DensityGrid
-from portrait_backend.radiance.head import Head
+from portrait_backend.radiance.field import RadianceField
 from portrait_backend.radiance.renderer import RenderOutput, render_rays
 from portrait_backend.restoration.views import SAMPLES
 
@@ -25,7 +25,7 @@ def reference_target(portrait: Portrait, device: torch.device) -> Tensor:
 
 
 def reference_loss(
-    head: Head, portrait: Portrait, target: Tensor, grid: DensityGrid, generator: torch.Generator, memory_budget_mb: float
+    field: RadianceField, portrait: Portrait, target: Tensor, grid: DensityGrid, generator: torch.Generator, memory_budget_mb: float
 ) -> tuple[Tensor, Tensor]:
     """Return L_ref where the photo is valid, 1000 x squared rgb error over a random grey + 100 x squared matte error, and the rgb error."""
     side = round(REFERENCE_RAYS**0.5)
@@ -33,7 +33,7 @@ def reference_loss(
     pixels = camera.pixel_centres()
     pixels = pixels + torch.rand(pixels.shape, generator=generator, device=generator.device).to(target.device) - 0.5
     origin, directions = camera.rays_through(pixels)
-    out = render_rays(head, origin, directions, grid, samples=SAMPLES, memory_budget_mb=memory_budget_mb)
+    out = render_rays(field, origin, directions, grid, samples=SAMPLES, memory_budget_mb=memory_budget_mb)
     truth = F.grid_sample(target, (pixels / side * 2 - 1)[None, :, None], padding_mode="border", align_corners=False)[0, :, :, 0].T
     matte, valid = truth[:, 3:4], truth[:, 4]
     grey = float(torch.rand((), generator=generator, device=generator.device))
@@ -65,7 +65,16 @@ def smoothness_loss(out: RenderOutput) -> Tensor:
     return (across.sum() + down.sum()) / solid.sum().clamp_min(1)
 
 
-def variation_loss(before: Tensor, after: Tensor) -> Tensor:
+def colour_anchor_loss(now: RenderOutput, before: RenderOutput) -> Tensor:
+    """Return the L1 difference of the straight colours of two renders of a view where both are solid.
+
+    What no photo shows keeps the colours that the prior gave it; only the surface under them moves.
+    """
+    solid = ((now.alpha.detach() > 0.9) & (before.alpha > 0.9))[..., None]
+    difference = now.rgb / now.alpha.detach().clamp_min(0.1)[..., None] - before.rgb / before.alpha.clamp_min(0.1)[..., None]
+    return (difference.abs() * solid).sum() / (3 * solid.sum().clamp_min(1))
+
+
+def variation_loss(change: Tensor) -> Tensor:
     """Return the total variation of the change of planes (1, 3, D, H, W, C) along H and W."""
-    change = after - before
     return (change[:, :, :, 1:] - change[:, :, :, :-1]).abs().mean() + (change[:, :, :, :, 1:] - change[:, :, :, :, :-1]).abs().mean()

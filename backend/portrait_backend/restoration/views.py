@@ -11,8 +11,8 @@ from torch import Tensor
 from portrait_backend.diffusion import BACKGROUND
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.density_grid import DensityGrid
-from portrait_backend.radiance.head import Head
-from portrait_backend.radiance.renderer import RenderOutput
+from portrait_backend.radiance.field import RadianceField
+from portrait_backend.radiance.renderer import RenderOutput, render
 
 PITCH = 30.0
 """Views lie within this pitch, degrees; their azimuths go all around."""
@@ -50,11 +50,10 @@ def normal_image(out: RenderOutput, camera: Camera) -> Tensor:
     return (n * alpha + BACKGROUND * (1 - alpha)).permute(2, 0, 1)[None]
 
 
-def render_view(head: Head, azimuth: float, pitch: float, size: int, grid: DensityGrid, memory_budget_mb: float) -> View:
-    """Render a view at `size` px; differentiable in the head."""
-    device, dtype = head.geometry.planes.device, head.geometry.planes.dtype
-    camera = Camera.orbit(azimuth, pitch, size).to(device, dtype)
-    out = head.render(camera, grid=grid, samples=SAMPLES, normals=True, memory_budget_mb=memory_budget_mb)
+def render_view(field: RadianceField, azimuth: float, pitch: float, size: int, grid: DensityGrid, memory_budget_mb: float) -> View:
+    """Render a view of a head or field at `size` px; differentiable in what it is made of."""
+    camera = Camera.orbit(azimuth, pitch, size).to(grid.values.device, grid.values.dtype)
+    out = render(field, camera, grid=grid, samples=SAMPLES, normals=True, memory_budget_mb=memory_budget_mb)
     rgb = (out.rgb + BACKGROUND * (1 - out.alpha[..., None])).permute(2, 0, 1)[None]
     return View(azimuth, pitch, out, rgb, normal_image(out, camera))
 
@@ -69,8 +68,17 @@ def resized(image: Tensor, size: int) -> Tensor:
 
 
 def matte_of_normals(image: Tensor) -> Tensor:
-    """Return the matte (B, 1, H, W) that a normal image implies: the length of its vectors, 0 in mid grey."""
-    return (image * 2 - 1).norm(dim=1, keepdim=True).clamp(0, 1)
+    """Return the matte (B, 1, H, W) that a normal image implies: the length of its vectors, 0 in mid grey.
+
+    A denoised image is soft and its vectors short inside the figure too: lengths from 0.3 to 0.7 make the edge, half at a half.
+    """
+    return (((image * 2 - 1).norm(dim=1, keepdim=True) - 0.3) / 0.4).clamp(0, 1)
+
+
+def clean_normals(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a denoised normal image (B, 3, H, W) with unit vectors over mid grey, and its matte (B, 1, H, W)."""
+    matte = matte_of_normals(image)
+    return F.normalize(image * 2 - 1, dim=1) * 0.5 * matte + BACKGROUND, matte
 
 
 def matched_colours(target: Tensor, source: Tensor, matte: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from portrait_backend.prior.starter import StarterPrior
 from portrait_backend.radiance.cameras import focal_pixels
 from portrait_backend.radiance.head import Head
 from portrait_backend.radiance.renderer import render_rays
-from portrait_backend.restoration.detail_unet import DetailPreservationUNet, config_for, restored_planes, save_detail_unet
+from portrait_backend.restoration.detail_unet import DetailPreservationUNet, config_for, save_detail_unet
+from portrait_backend.restoration.field import RestoredField
 from portrait_backend.restoration.fit import reference_image
 from portrait_backend.restoration.guide import DiffusionPrior, Guide
 from portrait_backend.restoration.losses import variation_loss
@@ -50,7 +51,7 @@ class PhiLoss(nn.Module):
         self, head: Head, rays: dict[str, Tensor], guide: Guide | None, angles: tuple[float, float], level: float
     ) -> dict[str, Tensor]:
         """Return the loss terms; guide None: the diffusion prior is not asked. level: how far its noise is annealed, in [0, 1]."""
-        restored = restored_planes(head, self.phi, autocast=True)
+        restored = RestoredField(head, self.phi, autocast=True)
         device = head.geometry.planes.device
         with torch.autocast(device.type, enabled=False):  # rays need exact positions
             grid = head.density_grid()
@@ -62,7 +63,7 @@ class PhiLoss(nn.Module):
                 "rgb": (out.rgb + 0.5 * (1 - out.alpha[:, None]) - truth).abs().mean(),
                 "matte": (out.alpha - matte).abs().mean(),
                 "depth": ((out.depth - depth).abs().clamp_max(0.1) * hit).sum() / hit.sum().clamp_min(1),
-                "variation": variation_loss(head.geometry.planes, restored.geometry.planes),
+                "variation": variation_loss(restored.shape),
             }
             total = terms["rgb"] + MATTE * terms["matte"] + DEPTH * terms["depth"] + VARIATION * terms["variation"]
             if guide is not None:
@@ -122,7 +123,7 @@ class PhiRecipe:
                 )[0].permute(1, 2, 0)
                 truth = rgba[..., :3] * rgba[..., 3:] + 0.5 * (1 - rgba[..., 3:])
                 tiles.append(truth)
-                for name, head in (("before", before), ("after", restored_planes(before, network))):
+                for name, head in (("before", before), ("after", RestoredField(before, network).merged())):
                     out = replace(head, _grids={}).render(camera)
                     shown = out.rgb + 0.5 * (1 - out.alpha[..., None])
                     _, psnr, iou = image_scores(shown, out.alpha, truth, rgba[..., 3])
