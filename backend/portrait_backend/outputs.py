@@ -36,12 +36,14 @@ TURNTABLE_SECONDS = 3.6
 def write_views(head: Head, folder: Path, settings: OutputSettings, context: Context) -> None:
     """Write the seven views as RGBA PNG with straight alpha into `folder`."""
     folder.mkdir()
+    preview: Tensor | None = None
     for index, (name, (azimuth, pitch)) in enumerate(VIEWS.items()):
-        context.report(index, len(VIEWS))
+        context.report(index, len(VIEWS), preview)
         camera = Camera.orbit(azimuth, pitch, settings.view_size).to(context.device)
         with torch.no_grad():
             view = head.render(camera)
         Image.fromarray(straight_rgba8(view.rgb, view.alpha)).save(folder / f"{name}.png")
+        preview = on_light(view.rgb, view.alpha) if context.wants_preview() else None
     context.report(len(VIEWS), len(VIEWS))
 
 
@@ -68,18 +70,25 @@ def straight_rgba8(rgb: Tensor, alpha: Tensor) -> NDArray[np.uint8]:
     return _uint8(torch.cat([straight, alpha.clamp(0, 1)[..., None]], -1))
 
 
+def on_light(rgb: Tensor, alpha: Tensor) -> Tensor:
+    """Return (H, W, 3) in [0, 1]: premultiplied rgb (H, W, 3) with alpha (H, W) on a light background."""
+    return (rgb + (1 - alpha[..., None]) * TURNTABLE_BACKGROUND).clamp(0, 1)
+
+
 def _uint8(values: Tensor) -> NDArray[np.uint8]:
     return (values * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def _turntable_frames(head: Head, settings: OutputSettings, context: Context) -> Iterator[NDArray[np.uint8]]:
     count = settings.turntable_frames
+    preview: Tensor | None = None
     for index in range(count):
-        context.report(index, count)
+        context.report(index, count, preview)
         camera = Camera.orbit(360 * index / count, 0, settings.turntable_size).to(context.device)
         with torch.no_grad():
             view = head.render(camera)
-        yield _uint8((view.rgb + (1 - view.alpha[..., None]) * TURNTABLE_BACKGROUND).clamp(0, 1))
+        preview = on_light(view.rgb, view.alpha)
+        yield _uint8(preview)
     context.report(count, count)
 
 
