@@ -162,7 +162,8 @@ def read_portrait(path: Path) -> Portrait:
     tensors, other = _read(path)
     camera = _camera("camera", tensors, other.pop("size"))
     values: dict[str, Any] = {name: value for name, value in tensors.items() if "." not in name}
-    return Portrait(**values, **{**other, "warnings": tuple(other["warnings"])}, camera=camera)
+    lists = {name: tuple(other[name]) for name in ("warnings", "photo_size")}
+    return Portrait(**values, **{**other, **lists}, camera=camera)
 
 
 def write_views(views: Sequence[ProjectedView], path: Path) -> None:

@@ -28,6 +28,8 @@ VIEWS: dict[str, tuple[float, float]] = {
     "top": (0, 60),
 }
 """View name -> azimuth and pitch in degrees; left is the subject's left."""
+PHOTO_SIDE = 2048
+"""Longer side of the photo's copy."""
 TURNTABLE_BACKGROUND = 0.86
 TURNTABLE_SECONDS = 3.6
 """One turn of the film, whatever its number of frames."""
@@ -62,6 +64,15 @@ def check_turntable(settings: OutputSettings) -> None:
         raise PortraitDiffusionError(
             "mp4-unavailable", "an mp4 turntable needs the package imageio-ffmpeg", "pip install imageio-ffmpeg, or use --turntable gif"
         )
+
+
+def write_photo(photo: Path, path: Path) -> None:
+    """Write the photo upright as a small sRGB JPEG without its private data: what the head is laid over."""
+    from portrait_backend.portrait.read_image import read_photo
+
+    image = Image.fromarray(read_photo(photo).rgb)
+    image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
+    image.save(path, "JPEG", quality=90)
 
 
 def straight_rgba8(rgb: Tensor, alpha: Tensor) -> NDArray[np.uint8]:

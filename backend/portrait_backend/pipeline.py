@@ -22,7 +22,7 @@ from portrait_backend.checkpoints import Checkpoint, Checkpoints, Made
 from portrait_backend.context import Context, Progress
 from portrait_backend.job_folder import job_folder, write_record
 from portrait_backend.models.inventory import starter_weights
-from portrait_backend.radiance.cameras import Camera
+from portrait_backend.radiance.cameras import METRES_PER_UNIT, Camera
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import Settings, to_dict, validate
 
@@ -109,6 +109,8 @@ class _Job:
     inputs: dict[str, Any] = field(default_factory=dict)
 
     def run(self, photo: Path, folder: Path | None, geometry: Checkpoints | None) -> Result:
+        from portrait_backend.outputs import write_photo
+
         started, clock = datetime.now(UTC), time.perf_counter()
         if self.checkpoints is not None:
             self.inputs = self.first_inputs(photo, geometry)
@@ -116,6 +118,8 @@ class _Job:
         identity = self.identity(portrait, geometry)
         if folder is not None:
             self.write(folder, head, mesh, identity)
+            if portrait.to_photo is not None and photo.is_file():
+                write_photo(photo, folder / "photo.jpg")
         seconds = round(time.perf_counter() - clock, 2)
         record = {**identity, "started": started.isoformat(timespec="seconds"), "seconds": seconds, **self.circumstances(portrait)}
         if folder is not None:
@@ -143,7 +147,9 @@ class _Job:
         views: tuple[ProjectedView, ...] = ()
         for name in names:
             made = self.made(name, getattr(self.settings, name, None), partial(self.stage_of, name, portrait, head))
-            head, views = _there(made.head).to(self.context.device), made.views or views
+            head, views = _there(made.head), made.views or views
+            if self.checkpoints is not None:  # it comes from the disk
+                head = head.to(self.context.device)
         return _there(head), views
 
     def stage_of(self, name: str, portrait: Portrait, head: Head | None, context: Context) -> Made:
@@ -251,11 +257,25 @@ class _Job:
         """Return what differs from run to run or machine to machine."""
         return {
             "pose": {"yaw": round(portrait.yaw, 2), "pitch": round(portrait.pitch, 2), "roll": round(portrait.roll, 2)},
+            "camera": photo_camera(portrait),
             "warnings": list(portrait.warnings),
             "stages": self.timings,
             "device": devices.describe_device(self.context.device),
             "versions": versions(),
         }
+
+
+def photo_camera(portrait: Portrait) -> dict[str, Any]:
+    """Return the reference camera and where its image lies in the photo, for programs that put the photo behind the head."""
+    camera = portrait.camera
+    return {
+        "world_to_camera": camera.world_to_camera.tolist(),
+        "intrinsics": camera.intrinsics.tolist(),
+        "size": [camera.width, camera.height],
+        "metres_per_unit": METRES_PER_UNIT,
+        "crop_to_photo": None if portrait.to_photo is None else portrait.to_photo.tolist(),
+        "photo_size": list(portrait.photo_size),
+    }
 
 
 T = TypeVar("T")

@@ -163,8 +163,10 @@ class Client:
             try:
                 events = self._events_of(id, 0.5) if state else []
                 if time.monotonic() - asked > QUERY_SECONDS:
-                    events.append(p.JobStateChanged(self.job(id)))
-                    asked = time.monotonic()
+                    fresh, asked = self.job(id), time.monotonic()
+                    events.append(p.JobStateChanged(fresh))
+                    # What was pushed before the answer came is older than it.
+                    self._events = [e for e in self._events if isinstance(e, p.JobProgress) or e.job.id != id]
             except PortraitDiffusionError as error:
                 if error.code != "backend-lost":
                     raise

@@ -28,7 +28,7 @@ def test_a_job_from_photo_to_verified_files(server: Server, tmp_path: Path) -> N
     data = photo(steps=3, pause=0.02, preview="a picture", size=3 * p.MAX_CHUNK_BYTES + 17)
     job = client.submit(data, DRAFT, name="Ünder test")
     events = list(client.follow(job.id, 30))
-    assert states(events)[-1] == "completed" and states(events)[0] in ("queued", "running")
+    assert states(events) in (["queued", "running", "completed"], ["running", "completed"]), "no state comes back that is past"
     progress = [event for event in events if isinstance(event, p.JobProgress)]
     assert [event.sequence for event in progress] == sorted({event.sequence for event in progress})
     assert {event.stage for event in progress} <= set(STAGES) and progress[-1].stage == "mesh"

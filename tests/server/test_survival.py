@@ -106,7 +106,7 @@ def test_follow_reconnects_by_itself(server: Server) -> None:
             server.kill()
             server.start()
     assert states(seen)[-1] == "completed" and states(seen).count("completed") == 1
-    assert {event.stage for event in seen if isinstance(event, p.JobProgress)} >= {"prior", "mesh"}
+    assert len(server.workers) == 2, "it was interrupted; progress may be lost, the end is not"
     assert client.jobs()[0].id == job.id, "the same client speaks with the new server"
 
 

@@ -9,16 +9,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from portrait_backend.portrait.head_pose import load_landmark_model
+from portrait_backend.portrait.head_pose import LANDMARK_SIZE, landmark_size, load_landmark_model
 from portrait_backend.radiance.cameras import METRES_PER_UNIT, Camera
 
 RADIUS, SIZE = 0.33, 120
 VIEWS = [(0.0, 0.0), (15.0, 5.0), (120.0, -10.0)]
 
 
-def write_spheres(folder: Path, count: int = 2, size: int = SIZE) -> None:
-    """Write `count` identities of three views of `size` px each."""
-    points = np.concatenate([np.zeros((68, 3)), load_landmark_model().mean.numpy()])
+def write_spheres(folder: Path, count: int = 2, size: int = SIZE, file_unit: float = METRES_PER_UNIT) -> None:
+    """Write `count` identities of three views of `size` px each; `file_unit` is the files' own metres per unit, which must not matter."""
+    mean = load_landmark_model().mean.numpy()
+    points = np.concatenate([np.zeros((68, 3)), mean * (LANDMARK_SIZE / landmark_size(mean))])
     for k in range(count):
         home = folder / f"id{k:06d}"
         home.mkdir(parents=True)
@@ -45,5 +46,5 @@ def write_spheres(folder: Path, count: int = 2, size: int = SIZE) -> None:
                 {"view": j, "azimuth": azimuth, "pitch": pitch, "world_to_camera": pose.tolist(), "intrinsics": camera.intrinsics.tolist()}
             )
         np.savez(home / "landmarks.npz", landmarks=np.stack(landmarks), points=points * METRES_PER_UNIT)
-        meta = {"resolution": size, "metres_per_unit": METRES_PER_UNIT, "depth_scale_m": 1e-4, "views": views}
+        meta = {"resolution": size, "metres_per_unit": file_unit, "depth_scale_m": 1e-4, "views": views}
         (home / "cameras.json").write_text(json.dumps(meta))

@@ -7,16 +7,16 @@ import time
 from collections.abc import Callable, Sequence
 
 TYPICAL = {
-    "portrait": 1.0,
-    "prior": 10.0,
+    "portrait": 2.4,
+    "prior": 6.1,
     "restoration": 40.0,
     "refinement": 40.0,
-    "mesh": 5.0,
-    "texture": 2.0,
-    "views": 2.0,
-    "turntable": 3.0,
+    "mesh": 9.9,
+    "texture": 3.0,
+    "views": 6.5,
+    "turntable": 8.1,
 }
-"""Seconds, measured on two CPU cores; only their ratios matter until a job has been finished here."""
+"""Seconds of preset standard on two CPU cores (a guess for restoration and refinement); the ratios serve until a job is finished here."""
 LEARN = 0.5
 """Share of the newest job in what is remembered of a stage."""
 EARLY_SECONDS = 2.0

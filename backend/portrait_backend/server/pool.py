@@ -21,6 +21,8 @@ CANCEL_SECONDS = 30.0
 """A job that has not stopped so long after it was cancelled loses its worker; stages report at least once a second."""
 SILENCE_SECONDS = 120.0
 """A worker that sends no heartbeat for so long hangs; a loaded machine can delay one by seconds."""
+END_SECONDS = 5.0
+"""A killed process that is still there after so long hangs in a driver; the queue must not hang with it."""
 RESTART_SECONDS = (0.0, 1.0, 5.0, 30.0)
 """Wait before the next start, by the number of starts in a row that failed."""
 log = logging.getLogger(__name__)
@@ -169,8 +171,9 @@ class Pool:
     def _end(self, device: Device) -> None:
         if device.process is not None:
             device.process.kill()
-            device.process.join()
-            device.process.close()
+            device.process.join(END_SECONDS)
+            if device.process.exitcode is None:
+                log.error("the process %s can't be ended; it is left alone", device.process.pid)
         if device.socket is not None:
             device.socket.close()
         self._gate.remove(device.domain)
