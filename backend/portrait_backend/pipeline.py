@@ -38,7 +38,7 @@ CPU_ALLOCATOR = "DefaultCPUAllocator"
 """Torch names it in the plain RuntimeError that stands for "out of memory" on the CPU."""
 RECORDED_PACKAGES = (
     "torch", "numpy", "scipy", "pillow", "mediapipe", "opencv-contrib-python", "numba", "PyMCubes", "xatlas", "fast-simplification",
-    "safetensors",
+    "safetensors", "diffusers",
 )  # fmt: skip
 
 
@@ -207,7 +207,7 @@ class _Job:
             write_views(head, folder / "views", settings, context)
         if settings.turntable != "none":
             with self.stage("turntable") as context:
-                write_turntable(head, folder / f"turntable.{settings.turntable}", settings, context)
+                write_turntable(mesh, folder / f"turntable.{settings.turntable}", settings, context)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Context]:

@@ -1,0 +1,87 @@
+"""The head with phi's residual on its planes: what the renderer sees while phi and the decoder learn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from portrait_backend.radiance.decoder import FEATURES, Decoder
+from portrait_backend.radiance.head import Head
+from portrait_backend.radiance.triplane import resize_planes, sample_planes, to_channels_last, to_neutral
+from portrait_backend.restoration.detail_unet import DetailPreservationUNet
+
+TONES = 4
+"""Texels of the shape that one of the colour's residual spans: phi may change tones, never the photo's detail or the strands."""
+
+
+def phi_input(head: Head) -> Tensor:
+    """Return the neutral planes (3, channels, H, W) that phi reads: the shape's, then the colour's reduced to the same size."""
+    shape = to_neutral(head.geometry.planes)
+    if head.appearance is head.geometry:
+        return shape
+    return torch.cat([shape, F.interpolate(to_neutral(head.appearance.planes), size=shape.shape[2:], mode="area")], 1)
+
+
+class RestoredField:
+    """A radiance field: the head's planes plus phi's residuals, and a decoder that may be another than the head's.
+
+    The residuals (1, 3, D, H, W, C) are sampled beside the planes instead of being added to them: colour planes are larger, and
+    resizing and copying them in every step would cost more than all the rest. `planes`: `phi_input`, if it was made before.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        phi: DetailPreservationUNet,
+        decoder: Decoder | None = None,
+        autocast: bool = False,
+        planes: Tensor | None = None,
+    ) -> None:
+        geometry = head.geometry
+        shared, channels = head.appearance is geometry, geometry.depth * geometry.channels
+        if phi.config.channels != (channels if shared else 2 * channels):
+            raise ValueError(f"phi is for {phi.config.channels} channels, the head has planes of {channels}")
+        with torch.autocast(geometry.planes.device.type, torch.bfloat16, enabled=autocast):
+            residual = phi(phi_input(head) if planes is None else planes).float()
+        self.head, self.decoder = head, decoder or head.decoder
+        self.half_extent, self.surface_density = head.half_extent, head.surface_density
+        self.shape = to_channels_last(residual[:, :channels], geometry.depth)
+        self.colour = None if shared else to_channels_last(F.avg_pool2d(residual[:, channels:], TONES), geometry.depth)
+
+    def _sample(self, residual: Tensor, points: Tensor) -> Tensor:
+        geometry = self.head.geometry
+        sampled = sample_planes(residual, (points / self.half_extent)[None], geometry.axes)[0]
+        return sampled / 3 if geometry.reduce == "mean" else sampled
+
+    def _inside(self, raw: Tensor, points: Tensor) -> Tensor:
+        return self.head.activation(raw) * (points.abs() <= self.half_extent).all(-1)
+
+    def raw(self, points: Tensor) -> Tensor:
+        """Raw density (N,) of points (N, 3)."""
+        return self.decoder(self.head.geometry.sample(points) + self._sample(self.shape, points), outputs=1)[0]
+
+    def density(self, points: Tensor) -> Tensor:
+        """Density (N,) per head unit at points (N, 3); 0 outside the box."""
+        return self._inside(self.raw(points), points)
+
+    def decode(self, points: Tensor, features: bool = False) -> tuple[Tensor, Tensor]:
+        """Density (N,) and rgb (N, 3), or all features (N, 32), at points (N, 3)."""
+        outputs = 1 + FEATURES if features else 4
+        shape = self.head.geometry.sample(points) + self._sample(self.shape, points)
+        if self.colour is None:
+            raw, values = self.decoder(shape, outputs)
+            return self._inside(raw, points), values
+        raw = self.decoder(shape, outputs=1)[0]
+        return self._inside(raw, points), self.decoder(self.head.appearance.sample(points) + self._sample(self.colour, points), outputs)[1]
+
+    def merged(self) -> Head:
+        """Return a head whose planes hold the residuals."""
+        geometry, appearance = self.head.geometry, self.head.appearance
+        shape = geometry.with_planes(geometry.planes + resize_planes(self.shape, geometry.planes.shape[3]))
+        if self.colour is None:
+            return replace(self.head.with_planes(geometry=shape), decoder=self.decoder)
+        colour = appearance.with_planes(appearance.planes + resize_planes(self.colour, appearance.planes.shape[3]))
+        return replace(self.head.with_planes(geometry=shape, appearance=colour), decoder=self.decoder)
