@@ -1,0 +1,8 @@
+"""The diffusion prior: codec, denoiser with its conditions, and guidance; starter and full scale differ in configs and weights only.
+
+Images are rgb or normal maps over mid grey (0.5). Normal maps are in camera space, x right, y up, z toward the viewer, stored as
+(n + 1) / 2: they look alike from every side, and grey means "no surface" in both domains.
+"""
+
+BACKGROUND = 0.5
+"""Grey level behind the figure in every image that the codec and the denoiser see."""

@@ -1,0 +1,151 @@
+"""Loading codec and denoiser: the shipped starter files (or a training run's), or a diffusers folder.
+
+A starter file is one fp16 safetensors; its configuration is JSON in the metadata, so the same code loads any size. A diffusers
+folder has vae/, or unet/, scheduler/, text_encoder/ and tokenizer/, each with its config.json.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from portrait_backend.diffusion.codec import Codec
+from portrait_backend.diffusion.condition import PromptCondition, ViewCondition, ViewConditionConfig
+from portrait_backend.diffusion.denoiser import Denoiser
+from portrait_backend.models import starter_path
+from portrait_shared.errors import PortraitDiffusionError
+
+CODEC_WEIGHTS, DENOISER_WEIGHTS = "codec.safetensors", "denoiser.safetensors"
+STARTER = "starter"
+
+
+def load_codec(where: str | Path = STARTER) -> Codec:
+    """Return a codec in fp32, evaluation mode, without gradients.
+
+    where: "starter", a file that `save_codec` wrote, or a diffusers folder with vae/. PortraitDiffusionError ``weights-missing`` or
+    ``weights-unreadable``.
+    """
+    path = _located(where, CODEC_WEIGHTS)
+    if path.is_file():
+        record, tensors = _read(path, "codec")
+        codec = Codec(AutoencoderTiny(**record["model"]))
+        _fill(codec.model, tensors, path)
+    else:
+        config = _component(path, "vae")
+        kind = AutoencoderTiny if config["_class_name"] == "AutoencoderTiny" else AutoencoderKL
+        codec = Codec(kind.from_pretrained(str(path), subfolder="vae", local_files_only=True))
+    return codec.float().requires_grad_(False).eval()
+
+
+def load_denoiser(where: str | Path = STARTER) -> Denoiser:
+    """Return a denoiser in fp32, evaluation mode, without gradients; `where` and errors as in `load_codec`."""
+    path = _located(where, DENOISER_WEIGHTS)
+    if path.is_dir():
+        return _load_diffusers(path)
+    record, tensors = _read(path, "denoiser")
+    condition = ViewCondition(ViewConditionConfig(**record["condition"]))
+    denoiser = Denoiser(UNet2DConditionModel(**record["unet"]), DDIMScheduler(**record["scheduler"]), condition)
+    _fill(denoiser, tensors, path)
+    return denoiser.float().requires_grad_(False).eval()
+
+
+def save_codec(codec: Codec, path: Path, weights: dict[str, Tensor] | None = None, **facts: str) -> None:
+    """Write a starter codec file; `weights`: another state dict for the same model, e.g. the averaged one."""
+    _write(path, weights or codec.model.state_dict(), "codec", {"model": _config(codec.model)}, facts)
+
+
+def save_denoiser(denoiser: Denoiser, path: Path, weights: dict[str, Tensor] | None = None, **facts: str) -> None:
+    """Write a starter denoiser file (UNet and view embedding; a text encoder can't be stored this way)."""
+    if not isinstance(denoiser.condition, ViewCondition):
+        raise ValueError("only denoisers with a learned view embedding are stored as a starter file")
+    record = {
+        "unet": _config(denoiser.unet),
+        "scheduler": _config(denoiser.scheduler),
+        "condition": denoiser.condition.config_dict(),
+    }
+    _write(path, weights or denoiser.state_dict(), "denoiser", record, facts)
+
+
+def _load_diffusers(folder: Path) -> Denoiser:
+    for part in ("unet", "text_encoder"):
+        _component(folder, part)
+    try:
+        from transformers import CLIPTextModel, CLIPTokenizer
+    except ImportError as error:
+        raise PortraitDiffusionError(
+            "extra-missing", str(error), "Install the full-scale parts: python3 -m pip install -c constraints.txt '.[full]'"
+        ) from error
+    options: Any = {"local_files_only": True}
+    unet = UNet2DConditionModel.from_pretrained(str(folder), subfolder="unet", **options)
+    scheduler = DDIMScheduler.from_pretrained(str(folder), subfolder="scheduler", **options)
+    text = CLIPTextModel.from_pretrained(str(folder), subfolder="text_encoder", **options)
+    tokenizer = CLIPTokenizer.from_pretrained(str(folder), subfolder="tokenizer", **options)
+    denoiser = Denoiser(unet, scheduler, PromptCondition(text, tokenizer))
+    return denoiser.float().requires_grad_(False).eval()
+
+
+def _located(where: str | Path, name: str) -> Path:
+    """Return the starter file or the path given, which must exist."""
+    if where == STARTER:
+        return starter_path(name)
+    path = Path(where)
+    if not path.exists():
+        raise PortraitDiffusionError("weights-missing", f"there are no weights at {path}", "Name a weight file or a diffusers folder")
+    return path
+
+
+def _component(folder: Path, name: str) -> dict[str, Any]:
+    """Return the config of a part of a diffusers folder."""
+    path = folder / name / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PortraitDiffusionError(
+            "weights-missing", f"{folder} has no {name}/config.json", "Name a folder in the layout of diffusers (unet/, vae/, ...)"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise PortraitDiffusionError("weights-unreadable", f"{path} is not readable ({error})", "Copy the folder again") from error
+    return config
+
+
+def _config(model: Any) -> dict[str, Any]:
+    """Return the arguments that make the same diffusers object again (its config holds more than those)."""
+    arguments = inspect.signature(type(model).__init__).parameters
+    return {k: v for k, v in dict(model.config).items() if k in arguments}
+
+
+def _write(path: Path, tensors: dict[str, Tensor], kind: str, record: dict[str, Any], facts: dict[str, str]) -> None:
+    half = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in tensors.items()}
+    save_file(half, path, metadata={"kind": kind, "config": json.dumps(record, sort_keys=True)} | facts)
+
+
+def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - not a dict
+        if metadata.get("kind") != kind:
+            raise ValueError(f"it holds {metadata.get('kind', 'something else')!r}")
+        return json.loads(metadata["config"]), tensors
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise _unreadable(path, kind, error) from error
+
+
+def _fill(model: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise _unreadable(path, "weights for this configuration", error) from error
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> PortraitDiffusionError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return PortraitDiffusionError("weights-unreadable", f"{path} is not a {kind} file ({reason})", "Copy the file again, or train it again")
