@@ -63,6 +63,87 @@ def prior(
     typer.echo(f"checkpoint: {checkpoint}")
 
 
+def _check_data(data: Path) -> None:
+    if not data.is_dir():
+        raise PortraitDiffusionError("data-not-found", f"{data} is not a folder", "Render one with portrait-diffusion train dataset")
+
+
+Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="A rendered training set.", show_default=False)]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for checkpoint, log and pictures; default runs/<what>.")]
+Validation = Annotated[Path | None, typer.Option("--validation", metavar="DIR", help="A held-out set to measure on.")]
+Steps = Annotated[int, typer.Option("--steps", min=1, help="End of the schedule.")]
+Minutes = Annotated[float, typer.Option("--minutes", min=0, help="End after this much training, if that is earlier.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Samples per step.")]
+LearningRate = Annotated[float, typer.Option("--learning-rate", min=0, help="Peak learning rate.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of weights and sampling.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves it to torch.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first identities.")]
+EvaluateEvery = Annotated[int, typer.Option("--evaluate-every", min=1, help="Steps between measurements and sample pictures.")]
+SaveEvery = Annotated[int, typer.Option("--save-every", min=1, help="Steps between checkpoints.")]
+CodecOption = Annotated[str, typer.Option("--codec", metavar="FILE", help="Codec: starter, a codec.safetensors, or a diffusers folder.")]
+DenoiserOption = Annotated[str, typer.Option("--denoiser", metavar="FILE", help="Denoiser, named as --codec.")]
+
+
+@app.command("codec")
+def codec(
+    data: Data,
+    out: Out = None,
+    validation: Validation = None,
+    steps: Steps = 20000,
+    minutes: Minutes = math.inf,
+    batch: Batch = 16,
+    learning_rate: LearningRate = 1.2e-3,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    limit: Limit = None,
+    evaluate_every: EvaluateEvery = 500,
+    save_every: SaveEvery = 200,
+    debug: Debug = False,
+) -> None:
+    """Train the starter codec (images <-> latents); run it again with the same --out to resume."""
+    _check_data(data)
+    with _training_parts():
+        from portrait_backend.training.codec_trainer import train_codec
+        from portrait_backend.training.trainer import TrainOptions
+
+        home = out or Path("runs/codec")
+        checkpoint = train_codec(
+            TrainOptions(data, home, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every)
+        )
+    typer.echo(f"checkpoint: {checkpoint}")
+
+
+@app.command("denoiser")
+def denoiser(
+    data: Data,
+    out: Out = None,
+    validation: Validation = None,
+    codec: CodecOption = "starter",
+    steps: Steps = 20000,
+    minutes: Minutes = math.inf,
+    batch: Batch = 8,
+    learning_rate: LearningRate = 8e-4,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    limit: Limit = None,
+    evaluate_every: EvaluateEvery = 500,
+    save_every: SaveEvery = 200,
+    debug: Debug = False,
+) -> None:
+    """Train the starter denoiser on rgb and normal maps of heads; run it again with the same --out to resume."""
+    _check_data(data)
+    with _training_parts():
+        from portrait_backend.training.denoiser_trainer import train_denoiser
+        from portrait_backend.training.trainer import TrainOptions
+
+        home = out or Path("runs/denoiser")
+        checkpoint = train_denoiser(
+            TrainOptions(data, home, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every),
+            codec,
+        )
+    typer.echo(f"checkpoint: {checkpoint}")
+
+
 @contextmanager
 def _training_parts() -> Iterator[None]:
     """Say what to install where an optional part for training is missing."""
