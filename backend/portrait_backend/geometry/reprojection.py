@@ -36,8 +36,9 @@ class Warp:
         """Carry driver features (B, C, h, w) into the target: (B, C, H, W), 0 where nothing is known; differentiable in them."""
         if isinstance(self.source, Splats):
             return self.source.composite(features.flatten(2).transpose(1, 2), "alpha") * self.mask
-        grid = self.source.to(features.dtype)
-        return F.grid_sample(features, grid, mode="bilinear", padding_mode="border", align_corners=False) * self.mask.to(features.dtype)
+        # places in the grid's precision: bf16 would err by half a pixel at 64
+        carried = F.grid_sample(features.to(self.source.dtype), self.source, mode="bilinear", padding_mode="border", align_corners=False)
+        return (carried * self.mask).to(features.dtype)
 
     def repeated(self, times: int) -> Warp:
         """Return the warp of a batch that holds the same views `times` times in a row (the halves of classifier-free guidance)."""

@@ -95,6 +95,10 @@ class SurfaceView:
         """Return some of the B views."""
         return SurfaceView(self.depth[rows], self.alpha[rows], self.normals[rows], self.pose[rows], self.intrinsics[rows])
 
+    def to(self, device: torch.device) -> SurfaceView:
+        """Return the views on `device`."""
+        return SurfaceView(*(x.to(device) for x in (self.depth, self.alpha, self.normals, self.pose, self.intrinsics)))
+
     def shrunk(self, size: int) -> SurfaceView:
         """Return the views `size` px wide: each cell takes its nearest point (an average would float between two surfaces).
 
