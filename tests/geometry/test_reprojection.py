@@ -79,9 +79,7 @@ def test_the_back_never_leaks_through_the_front(method: Method, size: int) -> No
 def test_the_targets_own_depth_culls_what_lies_behind_it() -> None:
     """Without normals' help: an open shell seen from behind, in front of which the target sees a wall."""
     (driver, _), (target, _) = view_of(at(0)), view_of(at(30))
-    wall = SurfaceView(
-        torch.full_like(target.depth, 1.5), torch.ones_like(target.alpha), target.normals, target.pose, target.intrinsics
-    )
+    wall = SurfaceView(torch.full_like(target.depth, 1.5), torch.ones_like(target.alpha), target.normals, target.pose, target.intrinsics)
     assert carried(driver, target, Culling())[2].any()
     assert not carried(driver, wall, Culling())[2].any()
 
@@ -125,7 +123,11 @@ def test_features_are_carried_at_their_own_resolution(size: int) -> None:
 def test_a_batch_is_its_views_one_by_one() -> None:
     drivers, targets = [view_of(at(a))[0] for a in (0, 40)], [view_of(at(a))[0] for a in (20, 90)]
     images = torch.cat([view_of(at(a))[1] for a in (0, 40)])
-    stack = lambda views: SurfaceView(*(torch.cat([getattr(v, n) for v in views]) for n in ("depth", "alpha", "normals", "pose", "intrinsics")))  # noqa: E731
+
+    def stack(views: list[SurfaceView]) -> SurfaceView:
+        names = ("depth", "alpha", "normals", "pose", "intrinsics")
+        return SurfaceView(*(torch.cat([getattr(v, n) for v in views]) for n in names))
+
     for method in METHODS:
         together, mask = reproject(images, stack(drivers), stack(targets), method=method)
         for k in range(2):

@@ -87,7 +87,7 @@ def test_bad_input_is_named() -> None:
     pixels, depth, keep = cloud(10, 8)
     with pytest.raises(ValueError, match=r"\(2, 10, 2\), \(2, 9\)"):
         splat_points(pixels, depth[:, :9], keep, 8, 8)
-    with pytest.raises(ValueError, match="radius.*100"):
+    with pytest.raises(ValueError, match=r"radius.*100"):
         splat_points(pixels, depth, keep, 8, 8, radius=100)
     with pytest.raises(ValueError, match="k must be at least 1"):
         splat_points(pixels, depth, keep, 8, 8, k=0)

@@ -69,7 +69,10 @@ def test_taps_come_in_the_order_and_size_of_the_unets_own_modules() -> None:
     model = model_of(unet)
     z, t, _, tokens = inputs()
     shapes: list[tuple[int, ...]] = []
-    hooks = [m.register_forward_hook(lambda _m, _i, o: shapes.append(tuple((o[0] if isinstance(o, tuple) else o).shape))) for m in tap_modules(unet)[1:]]
+    hooks = [
+        m.register_forward_hook(lambda _m, _i, o: shapes.append(tuple((o[0] if isinstance(o, tuple) else o).shape)))
+        for m in tap_modules(unet)[1:]
+    ]
     unet(z, t, tokens)
     for hook in hooks:
         hook.remove()
@@ -153,7 +156,9 @@ def test_tap_zero_is_not_in_conv_ins_skip_but_the_others_are() -> None:
     unet = tiny_unet()
     model = model_of(unet)
     z, t, _, tokens = inputs()
-    zeros = [torch.zeros(1, c, *f.shape[2:]) for c, f in zip(model.config.taps, model.explicit(torch.cat([z, z, z[:, :1]], 1), t), strict=True)]
+    zeros = [
+        torch.zeros(1, c, *f.shape[2:]) for c, f in zip(model.config.taps, model.explicit(torch.cat([z, z, z[:, :1]], 1), t), strict=True)
+    ]
     skips: list[torch.Tensor] = []
     last: torch.nn.Module = unet.up_blocks[-1]
 

@@ -71,9 +71,7 @@ def test_random_views_lie_between_and_are_driven_by_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("method", ["transport", "diffusion"])
-def test_the_stage_runs_end_to_end_and_gives_views_for_the_bake(
-    method: str, head: Head, portrait: Portrait, refiner: Refiner
-) -> None:
+def test_the_stage_runs_end_to_end_and_gives_views_for_the_bake(method: str, head: Head, portrait: Portrait, refiner: Refiner) -> None:
     reports: list[Progress] = []
     settings = replace(QUICK, method=method)
     before = head.appearance.planes.clone()
@@ -85,7 +83,7 @@ def test_the_stage_runs_end_to_end_and_gives_views_for_the_bake(
     assert len(result.views) == 4
     for view in result.views:
         assert view.image.shape == (64, 64, 3) and view.matte.shape == view.valid.shape == (64, 64)
-        assert 0 <= view.image.min() and view.image.max() <= 1
+        assert view.image.min() >= 0 and view.image.max() <= 1
         assert view.camera.width == 64
     assert [r.steps for r in reports] == [2 * 6 + 3] * len(reports)
     assert [r.step for r in reports] == sorted(r.step for r in reports) and reports[-1].step == reports[-1].steps

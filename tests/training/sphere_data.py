@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from portrait_backend.portrait.head_pose import load_landmark_model
@@ -16,24 +17,27 @@ RADIUS, SIZE = 0.33, 120
 VIEWS = [(0.0, 0.0), (15.0, 5.0), (120.0, -10.0)]
 
 
-def write_spheres(folder: Path, count: int = 2) -> None:
-    """Write `count` identities of three views each."""
+def write_spheres(folder: Path, count: int = 2, size: int = SIZE, radius: float = RADIUS) -> None:
+    """Write `count` identities of three views each, `size` px."""
     points = np.concatenate([np.zeros((68, 3)), load_landmark_model().mean.numpy()])
     for k in range(count):
         home = folder / f"id{k:06d}"
         home.mkdir(parents=True)
         views, landmarks = [], []
         for j, (azimuth, pitch) in enumerate(VIEWS):
-            camera = Camera.orbit(azimuth, pitch, SIZE)
+            camera = Camera.orbit(azimuth, pitch, size)
             origin, directions = camera.rays()
-            a, b, c = directions.pow(2).sum(-1), directions @ origin, origin @ origin - RADIUS**2
+            a, b, c = directions.pow(2).sum(-1), directions @ origin, origin @ origin - radius**2
             hit = b**2 - a * c > 0
-            z = torch.where(hit, (-b - (b**2 - a * c).clamp_min(0).sqrt()) / a, 0.0).view(SIZE, SIZE)
-            colour = np.zeros((SIZE, SIZE, 4), np.uint8)
+            z = torch.where(hit, (-b - (b**2 - a * c).clamp_min(0).sqrt()) / a, 0.0).view(size, size)
+            colour = np.zeros((size, size, 4), np.uint8)
             colour[...] = (200, 120 + 60 * k, 80, 255)
-            colour[~hit.view(SIZE, SIZE).numpy()] = 0
+            colour[~hit.view(size, size).numpy()] = 0
             Image.fromarray(colour).save(home / f"rgb_{j:03d}.png")
             Image.fromarray((z.numpy() * METRES_PER_UNIT / 1e-4).round().astype(np.uint16)).save(home / f"depth_{j:03d}.png")
+            outward = F.normalize(origin + directions * z.view(-1, 1), dim=-1).view(size, size, 3)
+            normals = torch.where((z > 0)[..., None], (outward * 127.5 + 127.5).round(), 0.0)
+            Image.fromarray(normals.byte().numpy()).save(home / f"normal_{j:03d}.png")
             pose = camera.world_to_camera.numpy().copy()
             pose[:, 3] *= METRES_PER_UNIT
             pixels, depth = camera.project(torch.from_numpy(points).float())
@@ -42,5 +46,5 @@ def write_spheres(folder: Path, count: int = 2) -> None:
                 {"view": j, "azimuth": azimuth, "pitch": pitch, "world_to_camera": pose.tolist(), "intrinsics": camera.intrinsics.tolist()}
             )
         np.savez(home / "landmarks.npz", landmarks=np.stack(landmarks), points=points * METRES_PER_UNIT)
-        meta = {"resolution": SIZE, "metres_per_unit": METRES_PER_UNIT, "depth_scale_m": 1e-4, "views": views}
+        meta = {"resolution": size, "metres_per_unit": METRES_PER_UNIT, "depth_scale_m": 1e-4, "views": views}
         (home / "cameras.json").write_text(json.dumps(meta))

@@ -151,7 +151,9 @@ def hybrid_priors(
     validation: Validation = None,
     codec: CodecOption = "starter",
     denoiser: DenoiserOption = "starter",
-    coarse: Annotated[Path | None, typer.Option("--coarse", metavar="DIR", help="The same views from stage 1 (train coarse-views).")] = None,
+    coarse: Annotated[
+        Path | None, typer.Option("--coarse", metavar="DIR", help="The same views from stage 1 (train coarse-views).")
+    ] = None,
     largest_step: Annotated[float, typer.Option("--largest-step", min=1, max=180, help="Largest angle between two views.")] = 45.0,
     steps: Steps = 20000,
     minutes: Minutes = math.inf,

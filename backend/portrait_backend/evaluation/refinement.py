@@ -116,7 +116,9 @@ def main() -> None:
     parser.add_argument("--codec", default="starter")
     parser.add_argument("--denoiser", default="starter")
     parser.add_argument("--priors", default="starter")
-    parser.add_argument("--settings", type=json.loads, default={}, help='changes of the refinement settings as JSON, e.g. {"iterations": 4}')
+    parser.add_argument(
+        "--settings", type=json.loads, default={}, help='changes of the refinement settings as JSON, e.g. {"iterations": 4}'
+    )
     parser.add_argument("-o", "--output", type=Path, default=None)
     parser.add_argument("--sheet", type=Path, default=None)
     parser.add_argument("--true-pose", action="store_true", help="take the input's true pose instead of fitting it")

@@ -101,7 +101,10 @@ def reproject(
 
 
 def carried(driver: SurfaceView, target: SurfaceView, culling: Culling) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the driver's pixels in the target: pixels (B, h * w, 2), camera z (B, h * w), and keep (B, h * w) bool, who passes the culling."""
+    """Return where the driver's pixels fall in the target and which of them pass the culling.
+
+    pixels (B, h * w, 2), camera z (B, h * w), keep (B, h * w) bool.
+    """
     points = driver.points()
     pixels, z = target.project(points)
     to_target = F.normalize(target.centre[:, None] - points, dim=-1)

@@ -120,7 +120,7 @@ def _check(pixels: Tensor, depth: Tensor, keep: Tensor, radius: float | Tensor, 
 
 def _nearest_torch(pixels: Tensor, depth: Tensor, keep: Tensor, height: int, width: int, radius: Tensor, k: int) -> Tensor:
     """Return (B * H * W, k) point indices of the nearest points, -1 for none."""
-    batch, count = depth.shape
+    batch = len(depth)
     found = pixels.new_full((batch * height * width, k), -1, dtype=torch.int64)
     image, point = keep.nonzero(as_tuple=True)
     if not len(point):

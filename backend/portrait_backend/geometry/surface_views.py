@@ -153,7 +153,7 @@ class SurfaceView:
 
 
 def lift_depth(depth: Tensor, pose: Tensor, intrinsics: Tensor) -> Tensor:
-    """Lift z-depth (B, H, W) to world points (B, H * W, 3). (Depth along a unit ray must be made z first: `ray_distance_to_z`.)"""
+    """Lift z-depth (B, H, W) to world points (B, H * W, 3); depth along unit rays must be made z first (`ray_distance_to_z`)."""
     batch, height, width = depth.shape
     directions = _directions(height, width, intrinsics)
     local = directions * depth.reshape(batch, -1, 1)

@@ -45,9 +45,7 @@ class HybridPriorsConfig:
         def branch(d: Mapping[str, Any]) -> BranchConfig:
             return BranchConfig(**{**d, "channels": tuple(d["channels"]), "layers": tuple(d["layers"])})
 
-        return cls(
-            **{**data, "explicit": branch(data["explicit"]), "implicit": branch(data["implicit"]), "taps": tuple(data["taps"])}
-        )
+        return cls(**{**data, "explicit": branch(data["explicit"]), "implicit": branch(data["implicit"]), "taps": tuple(data["taps"])})
 
     def as_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON data."""
@@ -177,7 +175,12 @@ def tap_widths(config: HybridPriorsConfig, latent_width: int) -> list[int]:
 
 
 def tap_warps(
-    config: HybridPriorsConfig, driver: SurfaceView, target: SurfaceView, latent_width: int, method: Method = "pull", culling: Culling | None = None
+    config: HybridPriorsConfig,
+    driver: SurfaceView,
+    target: SurfaceView,
+    latent_width: int,
+    method: Method = "pull",
+    culling: Culling | None = None,
 ) -> dict[int, Warp]:
     """Return the warps driver -> target at every tap's resolution, each from the nearest depths of its cells."""
     widths = tap_widths(config, latent_width)

@@ -54,7 +54,9 @@ class Driver:
     noise: Tensor
 
 
-def project_driver(driver: Driver, target: ViewImages, settings: RefinementSettings, culling: Culling | None = None) -> tuple[Tensor, Tensor]:
+def project_driver(
+    driver: Driver, target: ViewImages, settings: RefinementSettings, culling: Culling | None = None
+) -> tuple[Tensor, Tensor]:
     """Carry the driver's image into the target (Eq. 8): image (1, 3, S, S), black where unknown, and mask (1, 1, S, S)."""
     warp = find_warp(driver.surface, target.surface, method=settings.warp, culling=culling)
     return warp.apply(driver.image), warp.mask

@@ -14,7 +14,7 @@ from portrait_backend.geometry.surface_views import Culling, SurfaceView
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.density_grid import SAMPLES
 from portrait_backend.radiance.renderer import render_rays
-from portrait_backend.refinement.psi import Psi
+from portrait_backend.refinement.psi import BETAS, SETTLE_EPSILON, Psi
 
 RAYS = 4096
 """Rays per step, half of them through the photo."""
@@ -41,24 +41,22 @@ def settle(psi: Psi, photo: Target, targets: Sequence[Target], steps: int, conte
     """Take `steps` Adam steps on the L1 difference to the photo and one target a step in turn; reports as steps done.. of `total`."""
     targets = [t for t in targets if float(t.trust.sum()) > 0]
     grid = psi.grid()
-    optimiser = torch.optim.Adam([psi.colour], lr=max(group["lr"] for group in psi.optimiser.param_groups[:1]), betas=(0.9, 0.95))
-    base = optimiser.param_groups[0]["lr"]
+    optimiser = torch.optim.Adam([psi.colour], lr=psi.rate, betas=BETAS, eps=SETTLE_EPSILON)
     order = torch.randperm(max(1, len(targets)), generator=context.generator, device=context.generator.device).tolist()
     for step in range(steps):
-        optimiser.param_groups[0]["lr"] = base * (1 - 0.8 * step / steps)
+        optimiser.param_groups[0]["lr"] = psi.rate * (1 - 0.8 * step / steps)
         chosen = [photo, targets[order[step % len(order)]]] if targets else [photo]
-        loss = psi.colour.new_zeros(())
+        head, loss = psi.head(), psi.restraint()
         for target in chosen:
             if float(target.trust.sum()) == 0:
                 continue
             pick = torch.multinomial(target.trust.to(context.generator.device), RAYS // 2, True, generator=context.generator)
             pick = pick.to(target.trust.device)
             origin, directions = target.camera.rays_through(target.camera.pixel_centres()[pick])
-            out = render_rays(psi.head(), origin, directions, grid, samples=SAMPLES)
+            out = render_rays(head, origin, directions, grid, samples=SAMPLES)
             shown = out.rgb + BACKGROUND * (1 - out.alpha[:, None])
             loss = loss + (shown - target.colours[pick]).abs().mean()
         optimiser.zero_grad(set_to_none=True)
-        if loss.requires_grad:
-            loss.backward()
-            optimiser.step()
+        loss.backward()
+        optimiser.step()
         context.report(done + step + 1, total, loss=float(loss.detach()))

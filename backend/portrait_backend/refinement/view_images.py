@@ -59,5 +59,7 @@ def photo_image(portrait: Portrait, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the photo over grey (1, 3, size, size), its matte and where it is valid (1, 1, size, size)."""
     rgb, matte = portrait.rgba[..., :3], portrait.rgba[..., 3:]
     stacked = torch.cat([rgb * matte + BACKGROUND * (1 - matte), matte, portrait.valid[..., None]], -1).permute(2, 0, 1)[None]
-    small = F.interpolate(stacked, size=(size, size), mode="area") if size <= stacked.shape[-1] else F.interpolate(stacked, size=(size, size))
+    small = (
+        F.interpolate(stacked, size=(size, size), mode="area") if size <= stacked.shape[-1] else F.interpolate(stacked, size=(size, size))
+    )
     return small[:, :3], small[:, 3:4], small[:, 4:]

@@ -57,7 +57,10 @@ class HybridPriorsOptions:
 
 @dataclass(frozen=True)
 class Pair:
-    """A batch of pairs as images: driver, target and coarse (B, 3, S, S) over grey, surfaces, target's angles (B, 2), reference (B, 4, R, R)."""
+    """A batch of pairs as images: driver, target and coarse (B, 3, S, S) over grey, their surfaces.
+
+    angles (B, 2): the target's azimuth and elevation in degrees; reference (B, 4, R, R): the sitter's portrait.
+    """
 
     driver: Tensor
     target: Tensor
@@ -106,9 +109,7 @@ class HybridPriorsLoss(nn.Module):
 
 
 @torch.no_grad()
-def conditions_of(
-    priors: HybridPriors, codec: Codec, pair: Pair, noise: Tensor, generator: torch.Generator
-) -> tuple[Conditions, Tensor]:
+def conditions_of(priors: HybridPriors, codec: Codec, pair: Pair, noise: Tensor, generator: torch.Generator) -> tuple[Conditions, Tensor]:
     """Return what the target's denoiser is told of a batch of pairs, and the anchor noise carried from the driver's."""
     width = noise.shape[-1]
     warp = find_warp(pair.driver_surface, pair.target_surface)
@@ -155,26 +156,32 @@ class HybridPriorsRecipe:
 
     def _pair(self, views: ViewPairs, rows: list[list[int]], generator: torch.Generator, paint: bool = True) -> Pair:
         """Read pairs (identity, driver, target); with `paint` they get random looks and textures."""
-        drivers, targets, references, coarse = [], [], [], []
-        for identity, driver, target in rows:
-            near = views.near[identity].nonzero()[:, 0].tolist() or [driver]
-            pick = near[int(torch.randint(0, len(near), (1,), generator=generator))]
-            found = views.coarse_seen(identity, target) if float(torch.rand(1, generator=generator)) < COARSE_SHARE else None
-            before = views.coarse_seen(identity, driver) if found is not None else None
-            coarse.append((before, found))
-            drivers.append(views.seen(identity, driver))
-            targets.append(views.seen(identity, target))
-            references.append(views.seen(identity, pick))
+        drivers = [views.seen(identity, driver) for identity, driver, _ in rows]
+        targets = [views.seen(identity, target) for identity, _, target in rows]
+        references = [views.seen(identity, self._near(views, identity, driver, generator)) for identity, driver, _ in rows]
+        used = [list(group) for group in (drivers, targets)]  # whose depth, normals and (target) coarse image count
+        for k, row in enumerate(rows):
+            coarse = [views.coarse_seen(row[0], view) for view in row[1:]]
+            if coarse[0] is not None and coarse[1] is not None and float(torch.rand(1, generator=generator)) < COARSE_SHARE:
+                used[0][k], used[1][k] = coarse[0], coarse[1]
         look = draw_look(len(rows), generator, 1.0 if paint else 0.0)
         brush = draw_paint(torch.stack([t.rgba[:3] for t in targets]), generator, 0.6 if paint else 0.0)
-        images = [_painted(group, look, brush) for group in (drivers, targets, references)]
-        shown = degraded(images[1], generator)
-        maps = [_surface(drivers, [b for b, _ in coarse]), _surface(targets, [c for _, c in coarse])]
-        for k, (_, found) in enumerate(coarse):
-            if found is not None:
-                shown[k] = over_grey(look(found.rgba[None, :3].expand(len(rows), -1, -1, -1))[k], found.rgba[3:])
-        angles = torch.stack([views.angles[identity, target] for identity, _, target in rows])
-        return Pair(images[0], images[1], shown, *maps, angles, _reference(images[2], references, generator))
+        images = [_painted(group, look, brush) for group in (drivers, targets, references, used[1])]
+        return Pair(
+            driver=images[0],
+            target=images[1],
+            coarse=degraded(images[3], generator),
+            driver_surface=_surface(used[0]),
+            target_surface=_surface(used[1]),
+            angles=torch.stack([views.angles[identity, target] for identity, _, target in rows]),
+            reference=_reference(images[2], references, generator),
+        )
+
+    @staticmethod
+    def _near(views: ViewPairs, identity: int, otherwise: int, generator: torch.Generator) -> int:
+        """A view of the identity that can be its portrait."""
+        near = views.near[identity].nonzero()[:, 0].tolist() or [otherwise]
+        return int(near[int(torch.randint(0, len(near), (1,), generator=generator))])
 
     @torch.no_grad()
     def evaluate(self, network: nn.Module, picture: Path) -> dict[str, float]:
@@ -223,21 +230,16 @@ class HybridPriorsRecipe:
         return self.priors.config.as_dict()
 
 
+def _surface(seen: list[SeenView]) -> SurfaceView:
+    """Return the views' surfaces as one batch."""
+    depth, alpha, normals = (torch.stack(maps) for maps in zip(*((s.depth, s.rgba[3], s.normals) for s in seen), strict=True))
+    return SurfaceView.from_cameras(depth, alpha, [s.camera for s in seen], normals)
+
+
 def _painted(seen: list[SeenView], look: Look, brush: Paint) -> Tensor:
     """Return images over grey (B, 3, S, S) of views with the look and the paint."""
-    rgba = torch.stack([s.rgba for s in seen])
-    surface = SurfaceView.from_cameras(torch.stack([s.depth for s in seen]), rgba[:, 3], [s.camera for s in seen], torch.stack([s.normals for s in seen]))
-    points = surface.points().view(surface.normals.shape)
-    return over_grey(brush(look(rgba[:, :3]), points), rgba[:, 3:])
-
-
-def _surface(true: list[SeenView], coarse: list[SeenView | None]) -> SurfaceView:
-    """Return the views' surfaces, the coarse one where there is one."""
-    used = [t if c is None else c for t, c in zip(true, coarse, strict=True)]
-    alpha = torch.stack([s.rgba[3] for s in used])
-    return SurfaceView.from_cameras(
-        torch.stack([s.depth for s in used]), alpha, [s.camera for s in used], torch.stack([s.normals for s in used])
-    )
+    rgba, surface = torch.stack([s.rgba for s in seen]), _surface(seen)
+    return over_grey(brush(look(rgba[:, :3]), surface.points().view(surface.normals.shape)), rgba[:, 3:])
 
 
 def _reference(images: Tensor, seen: list[SeenView], generator: torch.Generator) -> Tensor:
