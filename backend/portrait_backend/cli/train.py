@@ -155,6 +155,7 @@ def hybrid_priors(
         Path | None, typer.Option("--coarse", metavar="DIR", help="The same views from stage 1 (train coarse-views).")
     ] = None,
     largest_step: Annotated[float, typer.Option("--largest-step", min=1, max=180, help="Largest angle between two views.")] = 45.0,
+    small_share: Annotated[float, typer.Option("--small-share", min=0, max=1, help="Share of batches at half the views' size.")] = 0.7,
     steps: Steps = 20000,
     minutes: Minutes = math.inf,
     batch: Batch = 8,
@@ -175,7 +176,7 @@ def hybrid_priors(
         home = out or Path("runs/hybrid_priors")
         checkpoint = train_hybrid_priors(
             TrainOptions(data, home, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every),
-            HybridPriorsOptions(codec, denoiser, coarse, largest_step),
+            HybridPriorsOptions(codec, denoiser, coarse, largest_step, small_share),
         )
     typer.echo(f"checkpoint: {checkpoint}")
 

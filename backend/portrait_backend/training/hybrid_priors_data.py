@@ -92,13 +92,14 @@ def solid_texture(points: Tensor, generator: torch.Generator) -> Tensor:
     batch = len(points)
     rand = lambda *s: torch.rand(*s, generator=generator)  # noqa: E731
     stretch = torch.exp(1.4 * (rand(batch, 1, 1, 1, 3) - 0.5))
-    places = (points[:, None] * 2 * stretch).clamp(-1, 1)
+    turn = torch.linalg.qr(torch.randn(batch, 3, 3, generator=generator))[0]
+    places = (torch.einsum("bij,bhwj->bhwi", turn, points)[:, None] * 2 * stretch) + 2 * rand(batch, 1, 1, 1, 3) - 1
     slope, tint = 1.1 * rand(batch, 1, 1, 1), rand(batch, 1, 1, 1)
     total = torch.zeros(batch, 3, *points.shape[1:3])
-    for octave, side in enumerate((6, 12, 24, 48, 80)):
-        lattice = torch.randn(batch, 4, side, side, side, generator=generator)
+    for octave, side in enumerate((8, 24, 64)):  # one lattice for all, each sample at its own place in it
+        lattice = torch.randn(1, 4, side, side, side, generator=generator).expand(batch, -1, -1, -1, -1)
         layer = F.grid_sample(lattice, places, padding_mode="reflection", align_corners=False)[:, :, 0]
-        total = total + (layer[:, :1] * (1 - tint) + layer[:, 1:] * tint) * torch.exp(-slope * octave)
+        total = total + (layer[:, :1] * (1 - tint) + layer[:, 1:] * tint) * torch.exp(-2 * slope * octave)
     return total / total.std((1, 2, 3), keepdim=True).clamp_min(1e-6)
 
 

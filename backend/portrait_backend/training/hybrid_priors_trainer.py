@@ -46,12 +46,16 @@ SHOWN_STEPS, SHOWN_STRENGTH = 8, 0.7
 
 @dataclass(frozen=True)
 class HybridPriorsOptions:
-    """What this training is told besides the loop's options: networks (as in `load_codec`), coarse views, largest angle in degrees."""
+    """What this training is told besides the loop's options: networks (as in `load_codec`), coarse views, largest angle in degrees.
+
+    small_share: share of the batches at half the views' size, a quarter of the work.
+    """
 
     codec: str | Path = "starter"
     denoiser: str | Path = "starter"
     coarse: Path | None = None
     largest_step: float = LARGEST_STEP
+    small_share: float = 0.7
     implicit_width: float = IMPLICIT_WIDTH
 
 
@@ -130,6 +134,7 @@ class HybridPriorsRecipe:
 
     def __init__(self, options: TrainOptions, more: HybridPriorsOptions) -> None:
         torch.manual_seed(options.seed)
+        self.small_share = more.small_share
         self.views = ViewPairs(options.data, options.limit, more.largest_step, more.coarse)
         self.held_out = ViewPairs(options.validation, 16, 60.0) if options.validation else self.views
         self.codec, self.denoiser = load_codec(more.codec), load_denoiser(more.denoiser)
@@ -142,7 +147,7 @@ class HybridPriorsRecipe:
         """Draw a batch of pairs, the driver's noise, timesteps stratified over the batch."""
         rand = lambda *s: torch.rand(*s, generator=generator)  # noqa: E731
         rows = self.views.pairs[torch.randint(0, len(self.views.pairs), (count,), generator=generator)].tolist()
-        pair = self._pair(self.views, rows, generator)
+        pair = self._pair(self.views, rows, generator, small=float(rand(1)) < self.small_share)
         side = pair.target.shape[-1] // self.codec.factor
         slots = (torch.arange(count) + rand(count)) / count
         return {
@@ -154,8 +159,8 @@ class HybridPriorsRecipe:
             "seed": int(torch.randint(0, 2**62, (1,), generator=generator)),
         }
 
-    def _pair(self, views: ViewPairs, rows: list[list[int]], generator: torch.Generator, paint: bool = True) -> Pair:
-        """Read pairs (identity, driver, target); with `paint` they get random looks and textures."""
+    def _pair(self, views: ViewPairs, rows: list[list[int]], generator: torch.Generator, paint: bool = True, small: bool = False) -> Pair:
+        """Read pairs (identity, driver, target), `small` at half their size; with `paint` they get random looks and textures."""
         drivers = [views.seen(identity, driver) for identity, driver, _ in rows]
         targets = [views.seen(identity, target) for identity, _, target in rows]
         references = [views.seen(identity, self._near(views, identity, driver, generator)) for identity, driver, _ in rows]
@@ -165,16 +170,17 @@ class HybridPriorsRecipe:
             if coarse[0] is not None and coarse[1] is not None and float(torch.rand(1, generator=generator)) < COARSE_SHARE:
                 used[0][k], used[1][k] = coarse[0], coarse[1]
         look = draw_look(len(rows), generator, 1.0 if paint else 0.0)
-        brush = draw_paint(torch.stack([t.rgba[:3] for t in targets]), generator, 0.6 if paint else 0.0)
-        images = [_painted(group, look, brush) for group in (drivers, targets, references, used[1])]
+        groups = [_stacked(group, small) for group in (drivers, targets, references, *used)]
+        brush = draw_paint(groups[1][0][:, :3], generator, 0.6 if paint else 0.0)
+        images = [_painted(*groups[k], look, brush) for k in (0, 1, 2, 4)]
         return Pair(
             driver=images[0],
             target=images[1],
             coarse=degraded(images[3], generator),
-            driver_surface=_surface(used[0]),
-            target_surface=_surface(used[1]),
+            driver_surface=groups[3][1],
+            target_surface=groups[4][1],
             angles=torch.stack([views.angles[identity, target] for identity, _, target in rows]),
-            reference=_reference(images[2], references, generator),
+            reference=_reference(images[2], groups[2][0][:, 3:], generator),
         )
 
     @staticmethod
@@ -230,21 +236,24 @@ class HybridPriorsRecipe:
         return self.priors.config.as_dict()
 
 
-def _surface(seen: list[SeenView]) -> SurfaceView:
-    """Return the views' surfaces as one batch."""
-    depth, alpha, normals = (torch.stack(maps) for maps in zip(*((s.depth, s.rgba[3], s.normals) for s in seen), strict=True))
-    return SurfaceView.from_cameras(depth, alpha, [s.camera for s in seen], normals)
+def _stacked(seen: list[SeenView], small: bool) -> tuple[Tensor, SurfaceView]:
+    """Return straight rgba (B, 4, S, S) and the surfaces of views as one batch, at half their size if `small`."""
+    rgba, depth, normals = (torch.stack(maps) for maps in zip(*((s.rgba, s.depth, s.normals) for s in seen), strict=True))
+    surface = SurfaceView.from_cameras(depth, rgba[:, 3], [s.camera for s in seen], normals)
+    if not small:
+        return rgba, surface
+    half = F.avg_pool2d(torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1), 2)
+    return torch.cat([half[:, :3] / half[:, 3:].clamp_min(1e-3), half[:, 3:]], 1), surface.shrunk(surface.width // 2)
 
 
-def _painted(seen: list[SeenView], look: Look, brush: Paint) -> Tensor:
-    """Return images over grey (B, 3, S, S) of views with the look and the paint."""
-    rgba, surface = torch.stack([s.rgba for s in seen]), _surface(seen)
+def _painted(rgba: Tensor, surface: SurfaceView, look: Look, brush: Paint) -> Tensor:
+    """Return images over grey (B, 3, S, S) of straight rgba with the look and the paint."""
     return over_grey(brush(look(rgba[:, :3]), surface.points().view(surface.normals.shape)), rgba[:, 3:])
 
 
-def _reference(images: Tensor, seen: list[SeenView], generator: torch.Generator) -> Tensor:
+def _reference(images: Tensor, matte: Tensor, generator: torch.Generator) -> Tensor:
     """Return the sitter's portraits as the denoiser sees them: degraded, over grey, with matte (B, 4, R, R)."""
-    stacked = torch.cat([images, torch.stack([s.rgba[3:] for s in seen])], 1)
+    stacked = torch.cat([images, matte], 1)
     small = F.interpolate(stacked, size=(REFERENCE_SIZE, REFERENCE_SIZE), mode="area")
     matte = small[:, 3:]
     straight = ((small[:, :3] - 0.5 * (1 - matte)) / matte.clamp_min(1e-3)).clamp(0, 1)
