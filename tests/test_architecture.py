@@ -17,8 +17,9 @@ LEVELS = [
     {"radiance"},
     {"geometry", "diffusion", "portrait"},
     {"prior", "restoration", "refinement", "mesh"},
-    {"pipeline", "outputs", "rendering", "camera_file", "job_folder", "devices", "doctor"},
-    {"cli", "server"},
+    {"pipeline", "stages", "checkpoints", "outputs", "rendering", "camera_file", "job_folder", "devices", "doctor"},
+    {"server"},
+    {"cli"},
     {"__main__"},
 ]
 """From the ground up. The fifth level is one house: its modules may import each other."""

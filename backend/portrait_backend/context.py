@@ -25,7 +25,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Context:
-    """Device, dtype, seeded generator, progress callback and cancel flag of a running job."""
+    """Device, dtype, seeded generator, progress callback and cancel flag of a running job; whether anybody looks at previews now."""
 
     device: torch.device
     dtype: torch.dtype
@@ -33,6 +33,7 @@ class Context:
     on_progress: Callable[[Progress], None] | None = None
     cancelled: Callable[[], bool] | None = None
     stage: str = ""
+    shows_previews: Callable[[], bool] | None = None
 
     def for_stage(self, stage: str) -> Context:
         """Return the same context reporting under the name `stage`."""
@@ -44,6 +45,10 @@ class Context:
             raise Cancelled(self.stage)
         if self.on_progress is not None:
             self.on_progress(Progress(self.stage, step, steps, preview, metrics))
+
+    def wants_preview(self) -> bool:
+        """Tell whether a preview would be shown if it was reported now: ask before making one that costs something."""
+        return self.shows_previews is not None and self.shows_previews()
 
 
 def cpu_context(seed: int = 0) -> Context:

@@ -41,7 +41,8 @@ def stage_generator(seed: int, stage: str, device: torch.device) -> torch.Genera
 
 @contextmanager
 def reproducible() -> Iterator[None]:
-    """Use deterministic kernels wherever torch has them; the previous mode returns afterwards."""
+    """Use deterministic kernels wherever torch has them; the previous mode returns afterwards. The number of threads stays."""
+    keep_threads()
     options: Any = torch.utils.deterministic
     mode, fill = torch.get_deterministic_debug_mode(), options.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it first starts
@@ -52,6 +53,19 @@ def reproducible() -> Iterator[None]:
     finally:
         torch.set_deterministic_debug_mode(mode)
         options.fill_uninitialized_memory = fill
+
+
+def keep_threads() -> None:
+    """Give numba as many threads as torch has, now.
+
+    numba starts its OpenMP threads at its first parallel kernel and thereby changes torch's number in the middle of a job:
+    a job that goes on after that stage would add up sums in another order.
+    """
+    import numba
+
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    torch.set_num_threads(threads)
 
 
 def peak_memory_mb() -> int | None:

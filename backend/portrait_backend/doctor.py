@@ -17,7 +17,7 @@ from portrait_backend.models.inventory import starter_weights
 REQUIRED = {
     "torch": "torch", "numpy": "numpy", "scipy": "scipy", "pillow": "PIL", "safetensors": "safetensors", "mediapipe": "mediapipe",
     "opencv-contrib-python": "cv2", "numba": "numba", "PyMCubes": "mcubes", "xatlas": "xatlas",
-    "fast-simplification": "fast_simplification", "typer": "typer", "rich": "rich", "platformdirs": "platformdirs",
+    "fast-simplification": "fast_simplification", "typer": "typer", "rich": "rich", "platformdirs": "platformdirs", "pyzmq": "zmq",
 }  # fmt: skip
 OPTIONAL = {
     "pillow-heif": ("pillow_heif", "photos in HEIC format"),

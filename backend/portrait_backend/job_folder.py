@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from portrait_backend.files import sync_folder
 from portrait_shared.errors import PortraitDiffusionError
 
 RECORD = "job.json"
@@ -43,6 +44,7 @@ def job_folder(target: Path) -> Iterator[Path]:
         ) from error
     try:
         yield work
+        _sync(work)
         _move_into_place(work, target)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -96,10 +98,22 @@ def check_replaceable(target: Path) -> None:
         )
 
 
+def _sync(folder: Path) -> None:
+    """Bring everything in `folder` onto the disk: after a power cut its new name must not hold empty files."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        elif path.is_dir():
+            sync_folder(path)
+    sync_folder(folder)
+
+
 def _move_into_place(work: Path, target: Path) -> None:
     check_replaceable(target)  # again: minutes have passed
     if not target.exists():
         work.rename(target)
+        sync_folder(target.parent)
         return
     old = _sibling(target, "replaced")
     target.rename(old)
@@ -108,6 +122,7 @@ def _move_into_place(work: Path, target: Path) -> None:
     except OSError:
         old.rename(target)
         raise
+    sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

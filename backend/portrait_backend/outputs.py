@@ -28,6 +28,8 @@ VIEWS: dict[str, tuple[float, float]] = {
     "top": (0, 60),
 }
 """View name -> azimuth and pitch in degrees; left is the subject's left."""
+PHOTO_SIDE = 2048
+"""Longer side of the photo's copy."""
 TURNTABLE_BACKGROUND = 0.86
 TURNTABLE_SECONDS = 3.6
 """One turn of the film, whatever its number of frames."""
@@ -36,12 +38,14 @@ TURNTABLE_SECONDS = 3.6
 def write_views(head: Head, folder: Path, settings: OutputSettings, context: Context) -> None:
     """Write the seven views as RGBA PNG with straight alpha into `folder`."""
     folder.mkdir()
+    preview: Tensor | None = None
     for index, (name, (azimuth, pitch)) in enumerate(VIEWS.items()):
-        context.report(index, len(VIEWS))
+        context.report(index, len(VIEWS), preview)
         camera = Camera.orbit(azimuth, pitch, settings.view_size).to(context.device)
         with torch.no_grad():
             view = head.render(camera)
         Image.fromarray(straight_rgba8(view.rgb, view.alpha)).save(folder / f"{name}.png")
+        preview = on_light(view.rgb, view.alpha) if context.wants_preview() else None
     context.report(len(VIEWS), len(VIEWS))
 
 
@@ -62,10 +66,24 @@ def check_turntable(settings: OutputSettings) -> None:
         )
 
 
+def write_photo(photo: Path, path: Path) -> None:
+    """Write the photo upright as a small sRGB JPEG without its private data: what the head is laid over."""
+    from portrait_backend.portrait.read_image import read_photo
+
+    image = Image.fromarray(read_photo(photo).rgb)
+    image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
+    image.save(path, "JPEG", quality=90)
+
+
 def straight_rgba8(rgb: Tensor, alpha: Tensor) -> NDArray[np.uint8]:
     """Return (H, W, 4) uint8 with straight alpha from premultiplied rgb (H, W, 3) and alpha (H, W) in [0, 1]."""
     straight = (rgb / alpha.clamp_min(1e-6)[..., None]).clamp(0, 1) * (alpha > 0)[..., None]
     return _uint8(torch.cat([straight, alpha.clamp(0, 1)[..., None]], -1))
+
+
+def on_light(rgb: Tensor, alpha: Tensor) -> Tensor:
+    """Return (H, W, 3) in [0, 1]: premultiplied rgb (H, W, 3) with alpha (H, W) on a light background."""
+    return (rgb + (1 - alpha[..., None]) * TURNTABLE_BACKGROUND).clamp(0, 1)
 
 
 def _uint8(values: Tensor) -> NDArray[np.uint8]:
@@ -74,12 +92,14 @@ def _uint8(values: Tensor) -> NDArray[np.uint8]:
 
 def _turntable_frames(head: Head, settings: OutputSettings, context: Context) -> Iterator[NDArray[np.uint8]]:
     count = settings.turntable_frames
+    preview: Tensor | None = None
     for index in range(count):
-        context.report(index, count)
+        context.report(index, count, preview)
         camera = Camera.orbit(360 * index / count, 0, settings.turntable_size).to(context.device)
         with torch.no_grad():
             view = head.render(camera)
-        yield _uint8((view.rgb + (1 - view.alpha[..., None]) * TURNTABLE_BACKGROUND).clamp(0, 1))
+        preview = on_light(view.rgb, view.alpha)
+        yield _uint8(preview)
     context.report(count, count)
 
 

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from portrait_backend import __version__, devices
+from portrait_backend import __version__, devices, stages
+from portrait_backend.checkpoints import Checkpoint, Checkpoints, Made
 from portrait_backend.context import Context, Progress
 from portrait_backend.job_folder import job_folder, write_record
 from portrait_backend.models.inventory import starter_weights
+from portrait_backend.radiance.cameras import METRES_PER_UNIT, Camera
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import Settings, to_dict, validate
 
 if TYPE_CHECKING:
     from portrait_backend.mesh.types import HeadMesh
+    from portrait_backend.mesh.views import ProjectedView
     from portrait_backend.portrait.types import Portrait
     from portrait_backend.radiance.head import Head
 
-AVAILABLE_STAGES = ("prior",)
+PREVIEW_SIZE, PREVIEW_AZIMUTH = 320, 20
+"""The picture of the head that is shown while its mesh is made: pixels and degrees."""
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 """Torch names it in the plain RuntimeError that stands for "out of memory" on the CPU."""
 RECORDED_PACKAGES = (
@@ -57,64 +64,136 @@ def generate(
     on_progress: Callable[[Progress], None] | None = None,
     output: str | Path | None = None,
     cancelled: Callable[[], bool] | None = None,
+    *,
+    checkpoints: str | Path | None = None,
+    geometry: str | Path | None = None,
+    source: str | None = None,
+    device: str = "auto",
+    shows_previews: Callable[[], bool] | None = None,
 ) -> Result:
     """Make a 3D head from one portrait photo and write it to the folder `output` (None: keep it in memory only).
 
     The folder appears when everything in it is complete; an earlier job there is replaced. `cancelled` is asked
     at every progress report. Raises PortraitDiffusionError, or Cancelled.
+
+    checkpoints: a folder for finished stages; a job that was interrupted goes on after the last one that was made of the
+    same photo, settings, weights and versions, and gives the same bytes as an uninterrupted one. geometry: the checkpoint
+    folder of a finished job whose mesh and UVs are kept; only the stages after the shape and the texture run. source: the
+    photo's name in the record, if it isn't the file's. device: what the setting "auto" means here. shows_previews: whether
+    a preview would be looked at now; stages ask before they make one that costs something.
     """
     settings = validate(settings or Settings())
-    check_stages(settings)
-    device = devices.choose_device(settings.device)
-    job = _Job(settings, Context(device, torch.float32, torch.Generator(device), on_progress, cancelled))
+    stages.check(settings)
+    place = devices.choose_device(device if settings.device == "auto" else settings.device)
+    context = Context(place, torch.float32, torch.Generator(place), on_progress, cancelled, shows_previews=shows_previews)
+    job = _Job(settings, context, None if checkpoints is None else Checkpoints(Path(checkpoints)), source)
+    kept = None if geometry is None else Checkpoints(Path(geometry))
     with devices.reproducible(), _readable_memory_errors():
         if output is None:
-            return job.run(Path(photo), None)
+            return job.run(Path(photo), None, kept)
         from portrait_backend.outputs import check_turntable
 
         check_turntable(settings.output)
         with job_folder(Path(output)) as folder:
-            result = job.run(Path(photo), folder)
+            result = job.run(Path(photo), folder, kept)
         return replace(result, output=Path(output))
-
-
-def check_stages(settings: Settings) -> None:
-    """Raise PortraitDiffusionError ``stage-unavailable`` for stages that this version doesn't have."""
-    for stage in settings.stages:
-        if stage not in AVAILABLE_STAGES:
-            raise PortraitDiffusionError(
-                "stage-unavailable",
-                f"the stage {stage!r} is not part of version {__version__}, it comes in a later one",
-                f"Run with --stages {','.join(AVAILABLE_STAGES)}",
-            )
 
 
 @dataclass
 class _Job:
     settings: Settings
     context: Context
+    checkpoints: Checkpoints | None = None
+    source: str | None = None
     timings: list[dict[str, Any]] = field(default_factory=list)
+    inputs: dict[str, Any] = field(default_factory=dict)
 
-    def run(self, photo: Path, folder: Path | None) -> Result:
-        from portrait_backend.mesh.build import build_mesh
-        from portrait_backend.portrait.align import prepare_portrait
-        from portrait_backend.prior import create_prior
+    def run(self, photo: Path, folder: Path | None, geometry: Checkpoints | None) -> Result:
+        from portrait_backend.outputs import write_photo
 
         started, clock = datetime.now(UTC), time.perf_counter()
-        with self.stage("portrait") as context:
-            portrait = prepare_portrait(photo, context)
-        with self.stage("prior") as context:
-            head = create_prior(self.settings.prior.provider).initialise(portrait, self.settings.prior, context)
-        with self.stage("mesh") as context:
-            mesh = build_mesh(head, portrait, self.settings.mesh, context)
-        identity = self.identity(portrait)
+        if self.checkpoints is not None:
+            self.inputs = self.first_inputs(photo, geometry)
+        portrait, head, mesh = self.from_photo(photo) if geometry is None else self.from_geometry(geometry)
+        identity = self.identity(portrait, geometry)
         if folder is not None:
             self.write(folder, head, mesh, identity)
+            if portrait.to_photo is not None and photo.is_file():
+                write_photo(photo, folder / "photo.jpg")
         seconds = round(time.perf_counter() - clock, 2)
         record = {**identity, "started": started.isoformat(timespec="seconds"), "seconds": seconds, **self.circumstances(portrait)}
         if folder is not None:
             record = write_record(folder, record)
         return Result(portrait, head, mesh, record, None)
+
+    def from_photo(self, photo: Path) -> tuple[Portrait, Head, HeadMesh]:
+        """Run everything."""
+        portrait = _there(self.made("portrait", None, lambda context: self.portrait(photo, context)).portrait)
+        head, views = self.staged(self.settings.stages, portrait, None)
+        mesh = self.made("mesh", self.settings.mesh, lambda context: self.mesh(head, portrait, views, context)).mesh
+        return portrait, head, _there(mesh)
+
+    def from_geometry(self, geometry: Checkpoints) -> tuple[Portrait, Head, HeadMesh]:
+        """Keep the shape of a finished job: run the stages after it and the texture."""
+        shaping = [stage for stage in self.settings.stages if stage in stages.SHAPING]
+        portrait, kept = _there(geometry.get("portrait").made.portrait), _there(geometry.get("mesh").made.mesh)
+        head = _there(geometry.get(shaping[-1]).made.head).to(self.context.device)
+        head, views = self.staged([stage for stage in self.settings.stages if stage not in shaping], portrait, head)
+        made = self.made("texture", self.settings.mesh, lambda context: self.texture(kept, head, portrait, views, context))
+        return portrait, head, _there(made.mesh)
+
+    def staged(self, names: Sequence[str], portrait: Portrait, head: Head | None) -> tuple[Head, tuple[ProjectedView, ...]]:
+        """Run stages on a head (None: the first one makes it); returns the last head and the last stage's posed images."""
+        views: tuple[ProjectedView, ...] = ()
+        for name in names:
+            made = self.made(name, getattr(self.settings, name, None), partial(self.stage_of, name, portrait, head))
+            head, views = _there(made.head), made.views or views
+            if self.checkpoints is not None:  # it comes from the disk
+                head = head.to(self.context.device)
+        return _there(head), views
+
+    def stage_of(self, name: str, portrait: Portrait, head: Head | None, context: Context) -> Made:
+        made = stages.RUNNERS[name](head, portrait, getattr(self.settings, name, None), context)
+        views = getattr(made, "views", None)
+        return Made(head=made) if views is None else Made(head=made.head, views=tuple(views))
+
+    def portrait(self, photo: Path, context: Context) -> Made:
+        from portrait_backend.portrait.align import prepare_portrait
+
+        portrait = prepare_portrait(photo, context)
+        if context.wants_preview():
+            context.report(1, 1, portrait.image)
+        return Made(portrait=portrait if self.source is None else replace(portrait, source=self.source))
+
+    def mesh(self, head: Head, portrait: Portrait, views: Sequence[ProjectedView], context: Context) -> Made:
+        from portrait_backend.mesh.build import build_mesh
+
+        _show(head, context)
+        return Made(mesh=build_mesh(head, portrait, self.settings.mesh, context, views))
+
+    def texture(self, kept: HeadMesh, head: Head, portrait: Portrait, views: Sequence[ProjectedView], context: Context) -> Made:
+        from portrait_backend.mesh.build import surface_of, texture_surface
+
+        _show(head, context)
+        textured = texture_surface(surface_of(kept), head, portrait, self.settings.mesh.texture_size, context, views)
+        return Made(mesh=replace(kept, texture=textured.texture))
+
+    def made(self, name: str, settings: Any, make: Callable[[Context], Made]) -> Made:
+        """Return what a stage makes: from its checkpoint if there is one of the same inputs, otherwise by running it."""
+        if self.checkpoints is None:
+            with self.stage(name) as context:
+                return make(context)
+        self.inputs = {"before": digest(self.inputs), "stage": name, "settings": None if settings is None else to_dict(settings)}
+        found = self.checkpoints.find(name, self.inputs)
+        if found is None:
+            with self.stage(name) as context:
+                fresh = make(context)
+            self.checkpoints.save(name, Checkpoint(fresh, self.inputs, self.timings.pop()))
+            found = self.checkpoints.get(name)  # what a resumed job would read: both go on with the very same
+        else:
+            replace(self.context, stage=name).report(1, 1)
+        self.timings.append(found.timing)
+        return found.made
 
     def write(self, folder: Path, head: Head, mesh: HeadMesh, identity: dict[str, Any]) -> None:
         """Write everything but the record into `folder`."""
@@ -146,25 +225,91 @@ class _Job:
             }
         )
 
-    def identity(self, portrait: Portrait) -> dict[str, Any]:
+    def first_inputs(self, photo: Path, geometry: Checkpoints | None) -> dict[str, Any]:
+        """Return what every stage depends on: a checkpoint is only used where all of it is the same."""
+        return {
+            "photo": _file_sum(photo),
+            "source": self.source or photo.name,
+            "seed": self.settings.seed,
+            "device": devices.describe_device(self.context.device),
+            "weights": self.weights(),
+            "versions": versions(),
+            "geometry": None if geometry is None else {stage: geometry.sums(stage) for stage in ("portrait", *stages.SHAPING, "mesh")},
+        }
+
+    def weights(self) -> dict[str, str]:
+        """Return {name: sha256} of the weights."""
+        return {weight.name: weight.sha256 for weight in starter_weights()}
+
+    def identity(self, portrait: Portrait, geometry: Checkpoints | None) -> dict[str, Any]:
         """Return what decides the result; the same for every run of the same job, so it may be written into the mesh file."""
+        kept = {} if geometry is None else {"geometry": geometry.sums("mesh")["mesh"]}
         return {
             "generator": f"portrait-diffusion {__version__}",
             "photo": {"name": portrait.source, "sha256": portrait.sha256},
             "seed": self.settings.seed,
             "settings": to_dict(self.settings),
-            "weights": {weight.name: weight.sha256 for weight in starter_weights()},
+            "weights": self.weights(),
+            **kept,
         }
 
     def circumstances(self, portrait: Portrait) -> dict[str, Any]:
         """Return what differs from run to run or machine to machine."""
         return {
             "pose": {"yaw": round(portrait.yaw, 2), "pitch": round(portrait.pitch, 2), "roll": round(portrait.roll, 2)},
+            "camera": photo_camera(portrait),
             "warnings": list(portrait.warnings),
             "stages": self.timings,
             "device": devices.describe_device(self.context.device),
             "versions": versions(),
         }
+
+
+def photo_camera(portrait: Portrait) -> dict[str, Any]:
+    """Return the reference camera and where its image lies in the photo, for programs that put the photo behind the head."""
+    camera = portrait.camera
+    return {
+        "world_to_camera": camera.world_to_camera.tolist(),
+        "intrinsics": camera.intrinsics.tolist(),
+        "size": [camera.width, camera.height],
+        "metres_per_unit": METRES_PER_UNIT,
+        "crop_to_photo": None if portrait.to_photo is None else portrait.to_photo.tolist(),
+        "photo_size": list(portrait.photo_size),
+    }
+
+
+T = TypeVar("T")
+
+
+def _there(value: T | None) -> T:
+    """Return a value that a stage or its checkpoint must have made."""
+    if value is None:
+        raise ValueError("a stage did not make what it is there for")
+    return value
+
+
+def _show(head: Head, context: Context) -> None:
+    """Report a picture of the head as it is now, if anybody looks."""
+    if context.wants_preview():
+        from portrait_backend.outputs import on_light
+
+        with torch.no_grad():
+            view = head.render(Camera.orbit(PREVIEW_AZIMUTH, 0, PREVIEW_SIZE).to(context.device))
+        context.report(0, 1, on_light(view.rgb, view.alpha))
+
+
+def digest(value: Any) -> str:
+    """Return the sha256 of JSON data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _file_sum(path: Path) -> str:
+    """Return the sha256 of a file; "" where it can't be read: the portrait stage says why."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def versions() -> dict[str, str]:

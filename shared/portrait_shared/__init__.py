@@ -1,1 +1,1 @@
-"""What every host speaks: settings, errors, protocol. Standard library only."""
+"""What every host speaks: settings, errors, protocol. Standard library and pyzmq only."""

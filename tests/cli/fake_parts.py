@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from portrait_backend import checkpoints, stages
 from portrait_backend.context import Context
 from portrait_backend.mesh.types import HeadMesh
+from portrait_backend.mesh.views import ProjectedView
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.renderer import RenderOutput
@@ -22,6 +24,10 @@ from portrait_shared.errors import PortraitDiffusionError
 
 RADIUS = 0.3
 RED, BLUE = torch.tensor([0.8, 0.2, 0.1]), torch.tensor([0.1, 0.2, 0.8])
+
+
+class StandIn(ModuleType):
+    """A module of stand-ins."""
 
 
 class BallHead:
@@ -103,16 +109,49 @@ class BallPrior:
         return BallHead(float(torch.rand(1, generator=context.generator)))
 
 
-def build_mesh(head: BallHead, portrait: Portrait, settings: Any, context: Context) -> HeadMesh:
+def build_mesh(head: BallHead, portrait: Portrait, settings: Any, context: Context, views: Any = ()) -> HeadMesh:
     context.report(0, 1)
-    corners = np.eye(3, dtype=np.float32)
-    mesh = HeadMesh(corners, np.array([[0, 1, 2]]), np.zeros((3, 2), np.float32), corners, np.zeros((4, 4, 3), np.uint8))
+    corners = np.eye(3, dtype=np.float32) * (1 + head.noise)
+    brightness = round(255 * sum(float(view.image.mean()) for view in views))
+    texture = np.full((4, 4, 3), brightness, np.uint8)
+    mesh = HeadMesh(corners, np.array([[0, 1, 2]]), np.zeros((3, 2), np.float32), np.eye(3, dtype=np.float32), texture)
     context.report(1, 1)
     return mesh
 
 
+class BallRefined:
+    """What a refinement returns: a head and posed images."""
+
+    def __init__(self, head: BallHead, views: list[ProjectedView]) -> None:
+        self.head, self.views = head, views
+
+
+def restore(head: BallHead, portrait: Portrait, settings: Any, context: Context) -> BallHead:
+    context.report(1, 1)
+    return BallHead(head.noise + float(torch.rand(1, generator=context.generator)))
+
+
+def refine(head: BallHead, portrait: Portrait, settings: Any, context: Context) -> BallRefined:
+    context.report(1, 1)
+    image = torch.rand(8, 8, 3, generator=context.generator)
+    view = ProjectedView(image, torch.ones(8, 8), torch.ones(8, 8), Camera.orbit(30, 5, 8), 7, 0.5)
+    return BallRefined(BallHead(head.noise * 2), [view])
+
+
+def surface_of(mesh: HeadMesh) -> HeadMesh:
+    return mesh
+
+
+def texture_surface(surface: HeadMesh, head: BallHead, portrait: Portrait, size: int, context: Context, views: Any = ()) -> HeadMesh:
+    context.report(1, 1)
+    texture = np.full((size // 64, size // 64, 3), round(100 * head.noise), np.uint8)
+    return HeadMesh(surface.vertices + 1, surface.faces, surface.uv, surface.normals, texture)
+
+
 def export_mesh(mesh: HeadMesh, path: Path, extras: dict[str, Any]) -> None:
-    Path(path).write_text(json.dumps(extras, sort_keys=True))
+    Path(path).write_text(
+        json.dumps({"extras": extras, "vertices": mesh.vertices.tolist(), "texture": mesh.texture.tolist()}, sort_keys=True)
+    )
 
 
 def install(patch: pytest.MonkeyPatch) -> None:
@@ -121,8 +160,18 @@ def install(patch: pytest.MonkeyPatch) -> None:
         ("portrait_backend.portrait.align", "prepare_portrait", prepare_portrait),
         ("portrait_backend.prior", "create_prior", lambda provider: BallPrior()),
         ("portrait_backend.mesh.build", "build_mesh", build_mesh),
+        ("portrait_backend.mesh.build", "surface_of", surface_of),
+        ("portrait_backend.mesh.build", "texture_surface", texture_surface),
         ("portrait_backend.mesh.export", "export_mesh", export_mesh),
     ):
-        module = ModuleType(name)
-        setattr(module, attribute, value)
-        patch.setitem(sys.modules, name, module)
+        if not isinstance(sys.modules.get(name), StandIn):
+            patch.setitem(sys.modules, name, StandIn(name))
+        setattr(sys.modules[name], attribute, value)
+    patch.setattr(checkpoints, "write_head", lambda head, path: head.save(path))
+    patch.setattr(checkpoints, "read_head", BallHead.load)
+
+
+def install_later_stages(patch: pytest.MonkeyPatch) -> None:
+    """Put stand-ins for stages 2 and 3 into the table of stages."""
+    patch.setitem(stages.RUNNERS, "restoration", restore)
+    patch.setitem(stages.RUNNERS, "refinement", refine)

@@ -131,3 +131,26 @@ def test_a_link_keeps_pointing_at_the_folder(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "real")
     make_job(tmp_path / "link")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real/job.json").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names open files by /proc")
+def test_everything_is_on_the_disk_before_the_folder_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut at any moment there is the whole folder or none."""
+    events: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def fsync(descriptor: int) -> None:
+        events.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        sync(descriptor)
+
+    def renamed(path: Path, target: Path) -> Path:
+        events.append(f"to {target}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "rename", renamed)
+    make_job(tmp_path / "out")
+    at = events.index(f"to {tmp_path / 'out'}")
+    before = [Path(event).name for event in events[:at]]
+    assert {"front.png", "job.json", "views"} <= set(before) and before[-1].startswith(".out.partial-")
+    assert events[at + 1 :] == [str(tmp_path)]

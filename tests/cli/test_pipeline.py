@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +118,19 @@ def test_deterministic_mode_ends_with_the_job(photo: Path) -> None:
     before = torch.get_deterministic_debug_mode()
     portrait_backend.generate(photo, QUICK)
     assert torch.get_deterministic_debug_mode() == before
+
+
+def test_the_number_of_threads_stays_the_same() -> None:
+    """Numba would change torch's when its first kernel runs; a resumed job may never run that kernel."""
+    code = (
+        "import torch; from portrait_backend import devices; from portrait_backend.radiance.triplane import sample_planes\n"
+        "with devices.reproducible():\n"
+        "    sample_planes(torch.rand(1, 3, 1, 8, 8, 4), torch.rand(1, 64, 3))\n"
+        "    print(torch.get_num_threads())"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["1"]
 
 
 def test_mp4_without_its_library_is_refused_at_once(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

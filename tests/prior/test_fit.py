@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from portrait_backend.context import Cancelled, Context
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.hair_colour import hair_share, inside_polygon, photo_hair_colour, towards_hair
 from portrait_backend.prior.starter import StarterPrior, encoder_input, predict_head, starter_network
-from portrait_backend.radiance.cameras import Camera
 from portrait_shared.settings import PriorSettings
 
 
@@ -19,36 +15,6 @@ def context(seed: int = 0, cancel_after: int | None = None) -> Context:
     count = iter(range(10**6))
     stop = None if cancel_after is None else lambda: next(count) >= cancel_after
     return Context(torch.device("cpu"), torch.float32, torch.Generator().manual_seed(seed), None, stop)
-
-
-def face_landmarks() -> torch.Tensor:
-    from portrait_backend.portrait.head_pose import load_landmark_model
-
-    return Camera.orbit(0, 0, 512).project(load_landmark_model().mean.float())[0]
-
-
-@pytest.fixture(scope="module")
-def portrait() -> Portrait:
-    """A flat-coloured head shape: skin disc, darker hair cap."""
-    y, x = torch.meshgrid(torch.arange(512.0), torch.arange(512.0), indexing="ij")
-    head = (((x - 256) / 130) ** 2 + ((y - 250) / 190) ** 2 < 1).float()
-    neck = ((x - 256).abs() < 70) & (y > 350)
-    matte = torch.maximum(head, neck.float())
-    colour = torch.tensor([0.8, 0.6, 0.5]).expand(512, 512, 3).clone()
-    colour[:180] = torch.tensor([0.3, 0.1, 0.05])
-    return Portrait(
-        image=colour,
-        rgba=torch.cat([colour, matte[..., None]], -1),
-        valid=torch.ones(512, 512),
-        landmarks=face_landmarks(),
-        camera=Camera.orbit(0, 0, 512),
-        coefficients=torch.zeros(25),
-        yaw=0.0,
-        pitch=0.0,
-        roll=0.0,
-        source="drawn",
-        sha256="0" * 64,
-    )
 
 
 def reference_error(head: object, portrait: Portrait) -> tuple[float, float]:
@@ -96,40 +62,3 @@ def test_the_shape_stays_when_only_colour_is_fitted(portrait: Portrait) -> None:
 def test_cancel_stops_the_fit(portrait: Portrait) -> None:
     with pytest.raises(Cancelled):
         StarterPrior().initialise(portrait, PriorSettings(fit_steps=50), context(cancel_after=2))
-
-
-def test_hair_colour_is_what_lies_above_the_face(portrait: Portrait) -> None:
-    hair = photo_hair_colour(portrait)
-    assert hair is not None
-    torch.testing.assert_close(hair, torch.tensor([0.3, 0.1, 0.05]), atol=0.02, rtol=0)
-    bald_and_cropped = replace(portrait, rgba=portrait.rgba * torch.tensor([1.0, 1.0, 1.0, 0.0]))
-    assert photo_hair_colour(bald_and_cropped) is None
-
-
-def test_a_bare_scalp_does_not_colour_the_hair(portrait: Portrait) -> None:
-    colour = portrait.rgba.clone()
-    colour[:120, :, :3] = torch.tensor([0.3, 0.1, 0.05])
-    colour[120:180, :, :3] = torch.tensor([0.8, 0.6, 0.5])
-    hair = photo_hair_colour(replace(portrait, rgba=colour))
-    assert hair is not None
-    torch.testing.assert_close(hair, torch.tensor([0.3, 0.1, 0.05]), atol=0.02, rtol=0)
-
-
-def test_guessed_hair_gets_the_hue_of_the_photo_and_keeps_its_pattern() -> None:
-    guess = torch.rand(500, 3, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.1
-    hair = torch.tensor([0.3, 0.25, 0.2])
-    painted = towards_hair(guess, torch.ones(500), hair)
-    torch.testing.assert_close(painted.mean(0), hair, atol=0.01, rtol=0)
-    torch.testing.assert_close(painted[:, 0] / painted[:, 1], torch.full((500,), 1.2), atol=1e-4, rtol=0)
-    assert torch.corrcoef(torch.stack([guess.mean(1), painted[:, 0]]))[0, 1] > 0.99
-    assert torch.equal(towards_hair(guess, torch.zeros(500), hair), guess)
-
-
-def test_crown_and_back_are_hair_and_neck_and_ears_are_not() -> None:
-    crown, back, nape, ear = torch.tensor([[0.0, 0.35, 0.0], [0.0, 0.1, -0.3], [0.0, -0.3, -0.2], [0.22, 0.0, 0.05]])
-    assert hair_share(torch.stack([crown, back, nape, ear])).tolist() == [1.0, 1.0, 0.0, 0.0]
-
-
-def test_inside_polygon_on_a_square() -> None:
-    square = torch.tensor([[0.0, 0.0], [2.0, 0.0], [2.0, 2.0], [0.0, 2.0]])
-    assert inside_polygon(torch.tensor([[1.0, 1.0], [3.0, 1.0], [-1.0, 1.0], [1.0, 2.5]]), square).tolist() == [True, False, False, False]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from portrait_backend.prior.lift import HALF, ProxySurface
-from portrait_backend.prior.weights import load_prior
+from portrait_backend.prior.network import PriorConfig, PriorNetwork
+from portrait_backend.prior.starter import RENDERING
+from portrait_backend.prior.weights import load_prior, save_prior
+from portrait_backend.radiance.cameras import Camera
 from portrait_backend.training.augment import apply_appearance, degrade_input, draw_appearance
-from portrait_backend.training.head_dataset import HeadDataset, load_heads
-from portrait_backend.training.prior_loss import LossWeights, Sampler, inside
-from portrait_backend.training.prior_trainer import TrainPriorOptions, export_prior, train_prior
+from portrait_backend.training.head_dataset import HeadDataset, load_heads, mirror_cameras, mirror_landmarks
+from portrait_backend.training.prior_loss import LossWeights, PriorLoss, Sampler, inside
+from portrait_backend.training.prior_trainer import TrainPriorOptions, export_prior, start_from, train_prior
 from portrait_backend.training.proxy_surface import fit_proxy, surface_points
 from portrait_backend.training.synthetic import EVALUATION_VIEWS, view_plan
 from tests.training.sphere_data import RADIUS, SIZE, write_spheres
@@ -45,8 +50,58 @@ def test_the_pose_fit_of_the_inputs_is_that_of_the_cameras(data: HeadDataset) ->
     torch.testing.assert_close(data.similarity[:, 0, 0], torch.ones(4), atol=0.03, rtol=0)
 
 
+def test_the_unit_is_the_landmarks_not_the_files(folder: Path, tmp_path: Path, data: HeadDataset) -> None:
+    write_spheres(tmp_path, count=1, file_unit=0.5)
+    other = load_heads(tmp_path)
+    torch.testing.assert_close(other.cameras, data.cameras[:1])
+    torch.testing.assert_close(surface_points(other, 0), surface_points(data, 0))
+
+
+def test_mirrored_cameras_see_the_mirrored_head() -> None:
+    camera, points = Camera.orbit(25, -10, 100), torch.randn(20, 3, generator=torch.Generator().manual_seed(0)) * 0.2
+    twin = replace(camera, world_to_camera=mirror_cameras(camera.world_to_camera))
+    pixels, z = camera.project(points)
+    mirrored, mirrored_z = twin.project(points * torch.tensor([-1.0, 1.0, 1.0]))
+    torch.testing.assert_close(mirrored, torch.stack([100 - pixels[:, 0], pixels[:, 1]], -1))
+    torch.testing.assert_close(mirrored_z, z)
+    torch.testing.assert_close(twin.world_to_camera, Camera.orbit(-25, -10, 100).world_to_camera, atol=1e-6, rtol=0)
+
+
+def test_mirrored_inputs_are_the_heads_seen_in_a_mirror(folder: Path, data: HeadDataset) -> None:
+    both = load_heads(folder, mirror=True)
+    m = len(data.input_id)
+    assert both.mirrored.tolist() == [False] * m + [True] * m
+    middle, right = np.full((1, 468, 2), SIZE / 2), np.array([3.0, 0.0])
+    np.testing.assert_allclose(mirror_landmarks(middle + right, SIZE), middle - right)
+    yaw = torch.rad2deg(both.fitted_angles[:, 0])
+    torch.testing.assert_close(yaw[m:], -yaw[:m], atol=2.0, rtol=0)
+    assert yaw[m + 1] < -10
+    sampler = Sampler(both, torch.Generator().manual_seed(0), LossWeights(rays=300))
+    rays = sampler.rays(torch.tensor([m, m + 2]))
+    hit = rays["hit"].bool()
+    surface = rays["points"][3][hit].norm(dim=-1)
+    assert hit.any() and (surface < RADIUS + 1e-3).all() and (surface > RADIUS - 0.03).all(), "mirrored spheres stay in place"
+    neutral = torch.tensor([[1.0, 1, 1, 1, 1, 1, 0, 0, 0, 0]])
+    calm = [Sampler(both, torch.Generator().manual_seed(5), LossWeights()).network_input(torch.tensor([r]), neutral) for r in (1, m + 1)]
+    assert (calm[0][:, 3] - calm[1][:, 3].flip(-1)).abs().mean() < 0.05
+
+
+def test_colours_are_learned_as_means_but_outliers_pull_no_harder() -> None:
+    error = torch.tensor([0.05, 0.2, 0.9], requires_grad=True)
+    PriorLoss(PriorNetwork(PriorConfig()), LossWeights(turn=0.2), RENDERING)._colour_error(error).sum().backward()
+    torch.testing.assert_close(error.grad, torch.tensor([0.25, 1.0, 1.0]))
+
+
+def test_a_start_takes_the_weights_that_fit(tmp_path: Path) -> None:
+    old = PriorNetwork(PriorConfig(palette=2))
+    save_prior(old.state_dict(), old.config, tmp_path / "old.safetensors")
+    network = PriorNetwork(PriorConfig(palette=3))
+    assert start_from(network, tmp_path / "old.safetensors") == ["palette.pick.bias", "palette.pick.weight", "palette.spread"]
+    torch.testing.assert_close(network.mean_planes, old.mean_planes, atol=1e-3, rtol=1e-2)
+
+
 def test_guided_points_are_free_space_before_and_solid_behind_the_surface(data: HeadDataset) -> None:
-    rays = Sampler(data, torch.Generator().manual_seed(0), LossWeights(rays=400)).rays(torch.tensor([0, 1]))
+    rays = Sampler(data, torch.Generator().manual_seed(0), LossWeights(rays=400)).rays(torch.tensor([0, 2]))
     hit = rays["hit"].bool()
     distance = rays["points"].norm(dim=-1)
     assert hit.any() and (~hit).any()

@@ -16,6 +16,27 @@ from portrait_shared.errors import PortraitDiffusionError
 app = typer.Typer(help="Render training sets and train the starter networks.", no_args_is_help=True)
 
 
+def _check_data(data: Path) -> None:
+    if not data.is_dir():
+        raise PortraitDiffusionError("data-not-found", f"{data} is not a folder", "Render one with portrait-diffusion train dataset")
+
+
+Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="A rendered training set.", show_default=False)]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for checkpoint, log and pictures; default runs/<what>.")]
+Validation = Annotated[Path | None, typer.Option("--validation", metavar="DIR", help="A held-out set to measure on.")]
+Steps = Annotated[int, typer.Option("--steps", min=1, help="End of the schedule.")]
+Minutes = Annotated[float, typer.Option("--minutes", min=0, help="End after this much training, if that is earlier.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Samples per step.")]
+LearningRate = Annotated[float, typer.Option("--learning-rate", min=0, help="Peak learning rate.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of weights and sampling.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves it to torch.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first identities.")]
+EvaluateEvery = Annotated[int, typer.Option("--evaluate-every", min=1, help="Steps between measurements and sample pictures.")]
+SaveEvery = Annotated[int, typer.Option("--save-every", min=1, help="Steps between checkpoints.")]
+CodecOption = Annotated[str, typer.Option("--codec", metavar="FILE", help="Codec: starter, a codec.safetensors, or a diffusers folder.")]
+DenoiserOption = Annotated[str, typer.Option("--denoiser", metavar="FILE", help="Denoiser, named as --codec; none: without guidance.")]
+
+
 @app.command("dataset")
 def dataset(
     pack: Annotated[Path, typer.Option("--pack", metavar="DIR", help="Folder of the head pack.", show_default=False)],
@@ -37,51 +58,32 @@ def dataset(
 
 @app.command("prior")
 def prior(
-    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="A rendered training set.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for checkpoint, log and pictures.")] = Path("runs/prior"),
-    validation: Annotated[Path | None, typer.Option("--validation", metavar="DIR", help="A held-out set to measure on.")] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="End of the schedule.")] = 20000,
-    minutes: Annotated[float, typer.Option("--minutes", min=0, help="End after this much training, if that is earlier.")] = math.inf,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Samples per step.")] = 8,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", min=0, help="Peak learning rate.")] = 1.2e-3,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of weights and sampling.")] = 0,
-    threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first identities.")] = None,
-    evaluate_every: Annotated[int, typer.Option("--evaluate-every", min=1, help="Steps between measurements.")] = 500,
-    save_every: Annotated[int, typer.Option("--save-every", min=1, help="Steps between checkpoints.")] = 200,
+    data: Data,
+    out: Out = None,
+    validation: Validation = None,
+    steps: Steps = 20000,
+    minutes: Minutes = math.inf,
+    batch: Batch = 8,
+    learning_rate: LearningRate = 1.2e-3,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    limit: Limit = None,
+    evaluate_every: EvaluateEvery = 500,
+    save_every: SaveEvery = 200,
+    start_from: Annotated[Path | None, typer.Option("--start-from", metavar="FILE", help="Begin with these prior.safetensors.")] = None,
     debug: Debug = False,
 ) -> None:
     """Train the starter prior; run it again with the same --out to resume."""
-    if not data.is_dir():
-        raise PortraitDiffusionError("data-not-found", f"{data} is not a folder", "Render one with portrait-diffusion train dataset")
+    _check_data(data)
     with _training_parts():
         from portrait_backend.training.prior_trainer import TrainPriorOptions, train_prior
 
-        checkpoint = train_prior(
-            TrainPriorOptions(data, out, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every)
+        home = out or Path("runs/prior")
+        options = TrainPriorOptions(
+            data, home, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every, start_from
         )
+        checkpoint = train_prior(options)
     typer.echo(f"checkpoint: {checkpoint}")
-
-
-def _check_data(data: Path) -> None:
-    if not data.is_dir():
-        raise PortraitDiffusionError("data-not-found", f"{data} is not a folder", "Render one with portrait-diffusion train dataset")
-
-
-Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="A rendered training set.", show_default=False)]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for checkpoint, log and pictures; default runs/<what>.")]
-Validation = Annotated[Path | None, typer.Option("--validation", metavar="DIR", help="A held-out set to measure on.")]
-Steps = Annotated[int, typer.Option("--steps", min=1, help="End of the schedule.")]
-Minutes = Annotated[float, typer.Option("--minutes", min=0, help="End after this much training, if that is earlier.")]
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Samples per step.")]
-LearningRate = Annotated[float, typer.Option("--learning-rate", min=0, help="Peak learning rate.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of weights and sampling.")]
-Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves it to torch.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first identities.")]
-EvaluateEvery = Annotated[int, typer.Option("--evaluate-every", min=1, help="Steps between measurements and sample pictures.")]
-SaveEvery = Annotated[int, typer.Option("--save-every", min=1, help="Steps between checkpoints.")]
-CodecOption = Annotated[str, typer.Option("--codec", metavar="FILE", help="Codec: starter, a codec.safetensors, or a diffusers folder.")]
-DenoiserOption = Annotated[str, typer.Option("--denoiser", metavar="FILE", help="Denoiser, named as --codec.")]
 
 
 @app.command("codec")
@@ -89,6 +91,7 @@ def codec(
     data: Data,
     out: Out = None,
     validation: Validation = None,
+    decoder_only: Annotated[bool, typer.Option("--decoder-only", help="Keep the latents; a trained denoiser stays right.")] = False,
     steps: Steps = 20000,
     minutes: Minutes = math.inf,
     batch: Batch = 16,
@@ -108,7 +111,8 @@ def codec(
 
         home = out or Path("runs/codec")
         checkpoint = train_codec(
-            TrainOptions(data, home, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every)
+            TrainOptions(data, home, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every),
+            decoder_only,
         )
     typer.echo(f"checkpoint: {checkpoint}")
 
@@ -119,6 +123,7 @@ def denoiser(
     out: Out = None,
     validation: Validation = None,
     codec: CodecOption = "starter",
+    small_share: Annotated[float, typer.Option("--small-share", min=0, max=1, help="Share of batches at half the views' size.")] = 0.5,
     steps: Steps = 20000,
     minutes: Minutes = math.inf,
     batch: Batch = 8,
@@ -140,6 +145,46 @@ def denoiser(
         checkpoint = train_denoiser(
             TrainOptions(data, home, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every),
             codec,
+            small_share,
+        )
+    typer.echo(f"checkpoint: {checkpoint}")
+
+
+@app.command("phi")
+def phi(
+    data: Data,
+    out: Out = None,
+    validation: Validation = None,
+    codec: CodecOption = "starter",
+    denoiser: DenoiserOption = "none",
+    steps: Steps = 20000,
+    minutes: Minutes = math.inf,
+    batch: Batch = 1,
+    learning_rate: LearningRate = 1e-3,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    limit: Limit = None,
+    evaluate_every: EvaluateEvery = 500,
+    save_every: SaveEvery = 200,
+    debug: Debug = False,
+) -> None:
+    """Pre-train the Detail Preservation UNet over many portraits; run it again with the same --out to resume."""
+    _check_data(data)
+    with _training_parts():
+        from portrait_backend.diffusion.weights import load_codec, load_denoiser
+        from portrait_backend.restoration.fit import STARTER_SIZE
+        from portrait_backend.restoration.guide import DiffusionPrior
+        from portrait_backend.training.phi_trainer import train_phi
+        from portrait_backend.training.trainer import TrainOptions
+
+        prior = None
+        if denoiser != "none":
+            loaded = load_denoiser(denoiser)
+            prior = DiffusionPrior(load_codec(codec), {"rgb": loaded, "normal": loaded}, STARTER_SIZE)
+        home = out or Path("runs/phi")
+        checkpoint = train_phi(
+            TrainOptions(data, home, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every),
+            prior,
         )
     typer.echo(f"checkpoint: {checkpoint}")
 
@@ -196,6 +241,27 @@ def coarse_views(
 
         made = render_coarse_views(data, out, limit, fit_steps)
     typer.echo(f"{out}: {made} identities rendered")
+
+
+@app.command("super-resolution")
+def super_resolution(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for pairs, checkpoint and weights.")] = Path("runs/sr"),
+    heads: Annotated[int, typer.Option("--heads", min=2, help="How many heads to fit and render.")] = 24,
+    views: Annotated[int, typer.Option("--views", min=1, help="Views per head.")] = 6,
+    steps: Steps = 4000,
+    minutes: Minutes = math.inf,
+    seed: Seed = 0,
+    debug: Debug = False,
+) -> None:
+    """Train the super-resolution of rendered features on the prior's own heads; run it again with the same --out to resume."""
+    _check_data(data)
+    with _training_parts():
+        from portrait_backend.training.super_resolution_trainer import TrainSuperResolutionOptions, train_super_resolution
+
+        options = TrainSuperResolutionOptions(data, out, heads, views, steps=steps, minutes=minutes, seed=seed)
+        weights = train_super_resolution(options)
+    typer.echo(f"weights: {weights}")
 
 
 @contextmanager

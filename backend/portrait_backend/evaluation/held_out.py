@@ -23,12 +23,12 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from portrait_backend.context import Context
-from portrait_backend.portrait.types import PORTRAIT_SIZE, Portrait
 from portrait_backend.prior.starter import StarterPrior
-from portrait_backend.radiance.cameras import METRES_PER_UNIT, Camera
+from portrait_backend.radiance.cameras import METRES_PER_UNIT, ORBIT_RADIUS, Camera
 from portrait_backend.radiance.head import Head
 from portrait_backend.training.head_dataset import HeadDataset, decode_depth, load_heads
 from portrait_backend.training.prior_evaluation import VIEWS, image_scores
+from portrait_backend.training.synthetic_portrait import portrait_of
 from portrait_shared.settings import PriorSettings
 
 SIZE = 160
@@ -54,38 +54,11 @@ class Scores:
         }
 
 
-def portrait_of(data: HeadDataset, row: int) -> Portrait:
-    """Return an input view of the data set as the Portrait that the product would make of it."""
-    rgba = data.rgba[data.input_id[row], data.input_view[row]].float().permute(2, 0, 1)[None] / 255
-    premultiplied = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
-    grid = F.affine_grid(data.similarity[row : row + 1], [1, 4, PORTRAIT_SIZE, PORTRAIT_SIZE], align_corners=False)
-    crop = F.grid_sample(premultiplied, grid, align_corners=False)[0].permute(1, 2, 0)
-    matte = crop[..., 3:]
-    straight = torch.cat([(crop[..., :3] / matte.clamp_min(1e-3)).clamp(0, 1), matte], -1)
-    yaw, pitch = (float(x) for x in torch.rad2deg(data.fitted_angles[row]))
-    # landmarks matter to the product for the hair region only: map the true ones into the crop
-    s = data.similarity[row]
-    normalised = data.landmarks[data.input_id[row], data.input_view[row]] / data.size * 2 - 1
-    marks = torch.linalg.solve(s[:, :2], (normalised - s[:, 2]).T).T
-    return Portrait(
-        image=straight[..., :3] * matte + 0.5 * (1 - matte),
-        rgba=straight,
-        valid=(grid[0].abs() <= 1).all(-1).float(),
-        landmarks=(marks + 1) / 2 * PORTRAIT_SIZE,
-        camera=Camera.orbit(yaw, pitch, PORTRAIT_SIZE),
-        coefficients=data.coefficients[row],
-        yaw=yaw,
-        pitch=pitch,
-        roll=0.0,
-        source=f"identity {int(data.input_id[row])}",
-        sha256="",
-    )
-
-
 def with_true_pose(data: HeadDataset) -> HeadDataset:
     """Return the data set with the true pose and crop of every input in place of the fitted ones (coefficients stay fitted)."""
     true = torch.deg2rad(data.angles[data.input_id, data.input_view])
-    return replace(data, similarity=torch.eye(2, 3).expand(len(true), 2, 3), fitted_angles=true)
+    closer = ORBIT_RADIUS / data.cameras[data.input_id, data.input_view, :, 3].norm(dim=-1)
+    return replace(data, similarity=closer[:, None, None] * torch.eye(2, 3), fitted_angles=true)
 
 
 def camera_at(data: HeadDataset, identity: int, view: int, size: int) -> Camera:

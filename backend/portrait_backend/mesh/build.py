@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from portrait_backend.mesh.simplify import simplify
 from portrait_backend.mesh.types import Field, HeadMesh, MeshOptions
 from portrait_backend.mesh.unwrap import Unwrapped, unwrap
 from portrait_backend.mesh.views import ProjectedView, photo_view
+from portrait_backend.portrait.regions import face_outline, face_share
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.cameras import METRES_PER_UNIT
 
@@ -32,7 +34,8 @@ def build_mesh(field: Field, portrait: Portrait, settings: MeshOptions, context:
     """Return the textured mesh of `field` in metres; the photo, then `views`, colour what they saw."""
     seconds: dict[str, float] = {}
     start = time.perf_counter()
-    vertices, faces = extract_mesh(field, settings.resolution, _span(context, "extract"), settings.smoothing)
+    detail = partial(face_share, portrait) if face_outline(portrait).sum() > 1 else None
+    vertices, faces = extract_mesh(field, settings.resolution, _span(context, "extract"), settings.smoothing, detail)
     seconds["extract"] = time.perf_counter() - start
     _span(context, "simplify").report(0, 1)
     start = time.perf_counter()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mcubes
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch import Tensor
 
 from portrait_backend.context import Context
 from portrait_backend.geometry.meshes import largest_component, signed_volume, taubin_smooth
@@ -16,37 +21,57 @@ from portrait_shared.errors import PortraitDiffusionError
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
+Detail = Callable[[Tensor], Tensor]
+"""Points (N, 3) in head units to shares (N,) in [0, 1]."""
 
 ANTI_RIPPLE = 0.7
 """Least standard deviation, in cells, of the smoothing: removes stair steps of a density steeper than a cell."""
 FIELD_RIPPLE = 0.005
 """Least standard deviation in head units (2 mm): removes the texels of the field's planes, keeps lips and ears."""
+COARSE_RIPPLE = 0.011
+"""The same where no detail is wanted (4 mm): hair and clothes, where the field doubts and frays."""
+DETAIL_SIZE = 48
+"""Lattice points along a side at which the wish for detail is asked."""
 LEAST_VALUE = 0.01 * CLIP
 """Samples keep this distance from the level, so that no vertex falls on a lattice point and no triangle degenerates."""
 SMALLEST_SHARE = 0.005
 """A head fills at least this share of its box; less is an empty field."""
 
 
-def extract_mesh(field: Field, resolution: int, context: Context, smoothing: int = 2) -> tuple[FloatArray, IntArray]:
+def extract_mesh(
+    field: Field, resolution: int, context: Context, smoothing: int = 2, detail: Detail | None = None
+) -> tuple[FloatArray, IntArray]:
     """Return the surface of `field` as one watertight mesh.
 
-    resolution: cells along the box side; smoothing: Taubin passes. Returns vertices (V, 3) float64 in head units and
-    faces (F, 3), counter-clockwise from outside. Where the solid leaves the box it is closed by a flat cap.
-    Raises `empty-mesh` if the field holds no solid.
+    resolution: cells along the box side; smoothing: Taubin passes; detail: how much of the field's detail is kept at points,
+    None for all of it. Returns vertices (V, 3) float64 in head units and faces (F, 3), counter-clockwise from outside.
+    Where the solid leaves the box it is closed by a flat cap. Raises `empty-mesh` if the field holds no solid.
     """
+    half_extent = field.half_extent
     volume = sample_lattice(field, resolution, context).numpy()
-    sigma = max(ANTI_RIPPLE, FIELD_RIPPLE * (volume.shape[0] - 1) / (2 * field.half_extent))
-    volume = ndimage.gaussian_filter(volume, sigma, mode="nearest", truncate=3.0)
-    volume = keep_one_solid(volume)
+    cell = 2 * half_extent / (volume.shape[0] - 1)
+    volume = keep_one_solid(_smoothed(volume, half_extent, detail))
     vertices, faces = mcubes.marching_cubes(np.pad(volume, 1, constant_values=-CLIP), 0.0)
-    cell = 2 * field.half_extent / (volume.shape[0] - 1)
-    vertices = np.clip((vertices - 1) * cell - field.half_extent, -field.half_extent, field.half_extent)
+    vertices = np.clip((vertices - 1) * cell - half_extent, -half_extent, half_extent)
     vertices, faces = largest_component(vertices, faces.astype(np.int64))
     if signed_volume(vertices, faces) < 0:
         faces = faces[:, ::-1].copy()
     context.report(1, 1)
-    on_box = (np.abs(vertices) >= field.half_extent * (1 - 1e-9)).any(1)
+    on_box = (np.abs(vertices) >= half_extent * (1 - 1e-9)).any(1)
     return taubin_smooth(vertices, faces, smoothing, pinned=on_box), faces
+
+
+def _smoothed(volume: NDArray[np.float32], half_extent: float, detail: Detail | None) -> NDArray[np.float32]:
+    """Return the lattice (n, n, n) without ripples, and where there is no detail to keep without shreds and thin holes."""
+    cell = 2 * half_extent / (volume.shape[0] - 1)
+    fine = ndimage.gaussian_filter(volume, max(ANTI_RIPPLE, FIELD_RIPPLE / cell), mode="nearest", truncate=3.0)
+    if detail is None:
+        return np.asarray(fine)
+    coarse = ndimage.gaussian_filter(volume, max(ANTI_RIPPLE, COARSE_RIPPLE / cell), mode="nearest", truncate=2.5)
+    axis = torch.linspace(-half_extent, half_extent, DETAIL_SIZE)
+    wanted = detail(torch.cartesian_prod(axis, axis, axis)).view(1, 1, *3 * (DETAIL_SIZE,))
+    share = F.interpolate(wanted, size=volume.shape, mode="trilinear", align_corners=True)[0, 0].numpy()
+    return np.asarray(coarse + share * (fine - coarse))
 
 
 def keep_one_solid(volume: NDArray[np.float32]) -> NDArray[np.float32]:

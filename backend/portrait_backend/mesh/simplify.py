@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portrait_backend.geometry.meshes import compact, face_normals, is_watertight
+from portrait_backend.mesh.collapse import collapse_edges
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -18,7 +19,6 @@ AGGRESSIVENESS = (5, 3, 1)
 UNITS_SCALE = 1000.0
 """The library's tolerances are absolute: it works on head units x 1000."""
 FOLD_PASSES = 20
-BUDGET_GROWTH = 1.4
 SPARE = 16
 """Faces kept back from the budget for edges that have to be separated."""
 
@@ -26,24 +26,22 @@ log = logging.getLogger(__name__)
 
 
 def simplify(vertices: FloatArray, faces: IntArray, budget: int) -> tuple[FloatArray, IntArray]:
-    """Return the mesh with about `budget` faces at most (0 or more than there are: unchanged).
+    """Return the mesh with at most `budget` faces (0 or more than there are: unchanged).
 
     vertices (V, 3), faces (F, 3) closed. The result is closed too: edges at which a collapse made sheets touch are
-    separated, then gentler schedules and larger budgets are tried; a budget that is not met is logged as a warning.
+    separated, then gentler schedules are tried, at last the slower collapse that can't open a mesh. A budget that even
+    this doesn't meet (no closed mesh has fewer than four faces, a torus needs more) is logged as a warning.
     """
     if budget <= 0 or len(faces) <= budget:
         return vertices, faces
-    goal = float(budget)
-    while goal < len(faces):
-        for aggressiveness in AGGRESSIVENESS:
-            result = _collapse(vertices, faces, int(goal), aggressiveness)
-            if result is not None:
-                if len(result[1]) > budget:
-                    log.warning("Fewer than %d faces would open the mesh: the budget of %d is exceeded.", len(result[1]), budget)
-                return result
-        goal *= BUDGET_GROWTH
-    log.warning("Mesh simplification to %d faces would open the mesh: keeping %d faces.", budget, len(faces))
-    return vertices, faces
+    for aggressiveness in AGGRESSIVENESS:
+        result = _collapse(vertices, faces, budget, aggressiveness)
+        if result is not None:
+            return result
+    reduced, kept = collapse_edges(vertices, faces, budget)
+    if len(kept) > budget:
+        log.warning("Fewer than %d faces would open the mesh: the budget of %d is exceeded.", len(kept), budget)
+    return reduced, kept
 
 
 def _collapse(vertices: FloatArray, faces: IntArray, goal: int, aggressiveness: int) -> tuple[FloatArray, IntArray] | None:

@@ -115,7 +115,7 @@ def _cut_out(
     if photo.alpha is not None:
         matte = _own_alpha(photo, alignment, matte, probability, landmarks)
     warnings = (*photo.warnings, *alignment.warnings, *_outside_warning(valid), *matte.warnings)
-    return _portrait(photo, alignment.pose, image, valid, landmarks, matte, warnings)
+    return _portrait(photo, alignment, image, valid, landmarks, matte, warnings)
 
 
 def _own_alpha(photo: Photo, alignment: Alignment, matte: Matte, probability: NDArray[np.float64], landmarks: NDArray[np.float64]) -> Matte:
@@ -128,13 +128,14 @@ def _own_alpha(photo: Photo, alignment: Alignment, matte: Matte, probability: ND
 
 def _portrait(
     photo: Photo,
-    pose: HeadPose,
+    alignment: Alignment,
     image: NDArray[np.float32],
     valid: NDArray[np.float32],
     landmarks: NDArray[np.float64],
     matte: Matte,
     warnings: tuple[str, ...],
 ) -> Portrait:
+    pose = alignment.pose
     return Portrait(
         image=_tensor(image),
         rgba=_tensor(np.concatenate([matte.foreground, matte.alpha[..., None]], -1)),
@@ -148,6 +149,8 @@ def _portrait(
         source=photo.source,
         sha256=photo.sha256,
         warnings=warnings,
+        to_photo=_tensor(alignment.to_photo),
+        photo_size=(photo.rgb.shape[1], photo.rgb.shape[0]),
     )
 
 

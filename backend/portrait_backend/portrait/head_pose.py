@@ -20,13 +20,23 @@ from portrait_backend.models import starter_path
 from portrait_backend.radiance.cameras import ORBIT_RADIUS, focal_pixels
 
 LANDMARKS = 468
-PIXEL_SCALE, SHAPE_WEIGHT, ROBUST = 0.01, 3.0, 1.0
+LANDMARK_SIZE = 0.131
+"""Root mean square distance of the landmarks from their centre in head units: this defines the head unit of a face."""
+PIXEL_SCALE, SHAPE_WEIGHT, ROBUST = 0.01, 2.0, 1.0
 """Landmark noise (share of the face height), weight of the shape prior, soft-L1 threshold in noise units."""
+
+
+def landmark_size(points: np.ndarray) -> float:
+    """Return the root mean square distance of landmarks (468, 3) from their centre, in the unit of the points."""
+    return float(np.sqrt(((points - points.mean(0)) ** 2).sum(1).mean()))
 
 
 @dataclass(frozen=True)
 class LandmarkModel:
-    """mean (468, 3) and basis (K, 468, 3) in head units; the basis is scaled to one standard deviation."""
+    """mean (468, 3) and basis (K, 468, 3) in head units; the basis is scaled to one standard deviation.
+
+    All its faces have `LANDMARK_SIZE` to first order. A photo tells no absolute size, so the unit is one that landmarks tell.
+    """
 
     mean: Tensor
     basis: Tensor

@@ -18,7 +18,8 @@ class Portrait:
     image (512, 512, 3) aligned crop in [0, 1], edge padded; rgba (512, 512, 4) straight alpha, estimated
     foreground colours and matte; valid (512, 512) 1 inside the photo, 0 in the padding; landmarks
     (468, 2) pixels of the crop; camera: the reference view; coefficients (K,) of the landmark model;
-    yaw, pitch, roll in degrees; source: file name; sha256 of the file; warnings: one line each.
+    yaw, pitch, roll in degrees; source: file name; sha256 of the file; warnings: one line each; to_photo
+    (2, 3) crop px -> photo px, None where there is no larger photo; photo_size: its width and height in px.
     """
 
     image: Tensor
@@ -33,6 +34,8 @@ class Portrait:
     source: str
     sha256: str
     warnings: tuple[str, ...] = ()
+    to_photo: Tensor | None = None
+    photo_size: tuple[int, int] = (0, 0)
 
     @property
     def matte(self) -> Tensor:

@@ -1,84 +1,99 @@
-"""Hair colour of the unseen sides: what the photo shows above the forehead, applied where the prior only guessed.
+"""Which pixels of the photo are hair, which of its unseen surface is, and the hair's colour.
 
 The prior learned from synthetic light, so the back of a head comes out too dark or in an average hair
-colour. The photo knows better: its hair gives a colour, and the guessed hair is scaled towards it.
+colour. The photo knows better: its hair gives the colour, and how it varies from strand to strand
+(`hair_strands.py`).
 """
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
+from portrait_backend.portrait.regions import FACE_OVAL, Mask, face_outline, filled_polygon
 from portrait_backend.portrait.types import Portrait
 
-FACE_OVAL = (
-    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152,
-    148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
-)  # fmt: skip
-"""Face-mesh indices of the face's outline."""
+JAW = FACE_OVAL[11:26]
+"""The part of the outline below the ears; between its ends and below it there is neck, not hair."""
+JAW_CORNERS = (172, 397)
 EYE_CORNERS = (33, 263)
-CHEEKS = (50, 101, 118, 205, 280, 330, 347, 425)
-NECK = (-0.24, -0.10)
-"""Heights between which neck turns into hair at the back, head units."""
-EARS_Z, EARS_TOP = -0.02, 0.08
-"""Behind this depth, or above this height, there are no ears."""
-CONTRAST = 0.6
-SKIN_LIKE, LEAST_SHARE = 0.07, 0.25
-"""Hue (unit rgb vector) this close to the cheeks' counts as skin, unless less than this share is left."""
+SKIN_SPOTS = (50, 101, 118, 205, 280, 330, 347, 425, 151, 108, 337)
+"""Face-mesh indices on the cheeks and the forehead."""
+LIGHTNESS_WEIGHT = 0.5
+"""Of lightness against chroma (Lab) in the likeness to skin: light falls off over a face, its hue stays."""
+SKIN_LIKE, LEAST_SHARE = 14.0, 0.2
+"""Lab distance to the skin within which a pixel that hangs together with the face is bare skin, unless less than this share is left."""
+DISC = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))
 LEAST_PIXELS = 200
 """Fewer hair pixels than this at 512 px tell no colour."""
+NECK_FADE = 0.08
+"""Height over which neck turns into hair at the back, head units."""
+EARS_Z, EARS_TOP = -0.02, 0.08
+"""Behind this depth, or above this height, there are no ears."""
 
 
-def inside_polygon(points: Tensor, polygon: Tensor) -> Tensor:
-    """Return whether points (N, 2) lie in a polygon (K, 2), by the even-odd rule: (N,) bool."""
-    a, b = polygon, polygon.roll(-1, 0)
-    y = points[:, 1:2]
-    crosses = (a[None, :, 1] > y) != (b[None, :, 1] > y)
-    slope = (b[:, 0] - a[:, 0]) / torch.where((b[:, 1] - a[:, 1]).abs() < 1e-6, 1e-6, b[:, 1] - a[:, 1])
-    x = a[:, 0] + (y - a[:, 1]) * slope
-    return ((crosses & (points[:, :1] < x)).sum(1) % 2) == 1
+def hair_pixels(portrait: Portrait) -> Tensor:
+    """Return which pixels (512, 512) of the photo are the sitter's hair: bool.
 
-
-def photo_hair_colour(portrait: Portrait) -> Tensor | None:
-    """Return the median colour (3,) of the hair above the face's outline, within the matte; None if too little shows.
-
-    Bare scalp and a high forehead lie there too: what resembles the cheeks' skin counts only if there is nothing else.
+    The matte outside the face's outline, above the eyes and what hangs down from there, without skin: what looks like
+    the cheeks and the forehead and is joined to them (bare scalp, a high forehead, ears), and without the neck.
     """
     size = portrait.rgba.shape[0]
-    y, x = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
-    pixels = torch.stack([x, y], -1).reshape(-1, 2).float()
-    oval = portrait.landmarks[list(FACE_OVAL)]
-    grown = oval.mean(0) + (oval - oval.mean(0)) * 1.08
-    eyes = portrait.landmarks[list(EYE_CORNERS), 1].mean()
-    candidates = (pixels[:, 1] < eyes) & (portrait.matte.reshape(-1) > 0.95) & (portrait.valid.reshape(-1) > 0.5)
-    index = candidates.nonzero()[:, 0]
-    index = index[~inside_polygon(pixels[index], grown)]
-    if len(index) < LEAST_PIXELS:
-        return None
-    colours = portrait.rgba.reshape(-1, 4)[:, :3]
-    cheeks = portrait.landmarks[list(CHEEKS)].round().long().clamp(0, size - 1)
-    skin = colours[cheeks[:, 1] * size + cheeks[:, 0]].median(0).values
-    hue = torch.nn.functional.normalize
-    distance = (hue(colours[index], dim=-1) - hue(skin, dim=-1)).norm(dim=-1)
-    other = index[distance > SKIN_LIKE]
-    return colours[other if len(other) > LEAST_SHARE * len(index) else index].median(0).values
+    marks = portrait.landmarks.numpy()
+    face = face_outline(portrait)
+    jaw = marks[list(JAW)]
+    neck = filled_polygon(np.concatenate([jaw, [[jaw[-1, 0], size], [jaw[0, 0], size]]]), size)
+    solid = (portrait.matte.numpy() > 0.95) & (portrait.valid.numpy() > 0.5)
+    lab = cv2.cvtColor(portrait.rgba[..., :3].contiguous().numpy(), cv2.COLOR_RGB2LAB) * np.array([LIGHTNESS_WEIGHT, 1, 1], np.float32)
+    spots = marks[list(SKIN_SPOTS)].round().astype(int).clip(0, size - 1)
+    skin = np.median(lab[spots[:, 1], spots[:, 0]], axis=0)
+    above = np.zeros_like(face)
+    above[: int(marks[list(EYE_CORNERS), 1].mean().clip(0, size))] = True
+    around = solid & ~face & ~neck
+    bare = _joined((np.linalg.norm(lab - skin, axis=-1) < SKIN_LIKE) & solid | face, face)
+    hair = around & ~bare
+    if (hair & above).sum() < LEAST_SHARE * (around & above).sum():
+        hair = around & above
+    elif (hair & above).any():
+        colour = np.median(lab[hair & above], axis=0)
+        like_hair = np.linalg.norm(lab - colour, axis=-1) < np.linalg.norm(lab - skin, axis=-1)
+        broad = cv2.erode((solid & ~like_hair | face).astype(np.uint8), DISC)  # bright strands reach the forehead by narrow bridges only
+        scalp = cv2.dilate(_joined(broad.astype(bool), face).astype(np.uint8), DISC).astype(bool)
+        hair = _joined(hair & ~scalp & (above | like_hair), hair & above)
+    return torch.from_numpy(hair)
 
 
-def hair_share(points: Tensor) -> Tensor:
-    """Return how surely unseen surface points (N, 3) are hair, by place: 1 on crown and back, 0 on neck, ears and temples."""
+def _joined(region: Mask, seed: Mask) -> Mask:
+    """Return the connected pieces of `region` that touch `seed`."""
+    _, labels = cv2.connectedComponents(region.astype(np.uint8), connectivity=4)
+    return np.isin(labels, np.unique(labels[seed & region])) & region
+
+
+def photo_hair_colour(portrait: Portrait, hair: Tensor | None = None) -> Tensor | None:
+    """Return the median colour (3,) of the photo's hair (`hair_pixels`); None if too little shows."""
+    hair = hair_pixels(portrait) if hair is None else hair
+    colours = portrait.rgba[..., :3][hair]
+    return colours.median(0).values if len(colours) >= LEAST_PIXELS else None
+
+
+def body_pixels(portrait: Portrait, hair: Tensor) -> Tensor:
+    """Return which pixels (512, 512) of the matte are neck, shoulders and clothes: below the jaw's corners, neither face nor hair."""
+    size = portrait.rgba.shape[0]
+    marks = portrait.landmarks.numpy()
+    face = face_outline(portrait)
+    below = np.arange(size)[:, None] > marks[list(JAW_CORNERS), 1].mean()
+    return (portrait.matte > 0.95) & (portrait.valid > 0.5) & torch.from_numpy(~face & below) & ~hair
+
+
+def hair_share(points: Tensor, lowest: float = -0.17) -> Tensor:
+    """Return how surely unseen surface points (N, 3) are hair, by place: 1 on crown and back, 0 on neck, ears and temples.
+
+    lowest: height down to which the hair reaches at the back, head units.
+    """
     _, y, z = points.unbind(-1)
-    above_neck = ((y - NECK[0]) / (NECK[1] - NECK[0])).clamp(0, 1)
+    above_neck = ((y - lowest) / NECK_FADE + 0.5).clamp(0, 1)
     behind_ears = ((EARS_Z - z) / 0.08).clamp(0, 1)
     above_ears = ((y - EARS_TOP) / 0.08).clamp(0, 1)
     return above_neck * torch.maximum(behind_ears, above_ears)
-
-
-def towards_hair(colours: Tensor, share: Tensor, hair: Tensor) -> Tensor:
-    """Give guessed colours (N, 3) the photo's hair colour (3,), as far as share (N,) says they are hair.
-
-    The hue is the photo's; the light and dark of the guess stays at reduced contrast around the hair's brightness.
-    """
-    brightness = colours.mean(-1)
-    mean = (brightness * share).sum() / share.sum().clamp_min(1e-3)
-    pattern = (brightness / mean.clamp_min(1e-3)).clamp(0.3, 2.0) ** CONTRAST
-    return (colours + share[:, None] * (hair * pattern[:, None] - colours)).clamp(0, 1)

@@ -2,7 +2,7 @@
 
 A convolutional U-shape with a transformer at 16 x 16 predicts a residual on learned mean planes. Its
 input is the photo, its pose, and the lifted maps (`lift.py`); four more plane channels hold the
-lifted colours themselves.
+lifted colours themselves and, where the photo sees nothing, a few colours picked from it (`Palette`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from portrait_backend.radiance.decoder import Decoder
 
 INPUT_SIZE = 128
 """Side in pixels of the encoder's input and of the lifted maps it reads."""
+PALETTE_TEXELS = 32
+"""Side in texels of the maps that spread the picked colours."""
 COPIED = 4
 """Plane channels that hold lifted colour and matte."""
 
@@ -34,6 +36,7 @@ class PriorConfig:
     heads: int = 4
     hidden: int = 64
     coefficients: int = 25
+    palette: int = 4
 
 
 class ResidualBlock(nn.Module):
@@ -69,6 +72,31 @@ class TransformerBlock(nn.Module):
         return y
 
 
+class Palette(nn.Module):
+    """Picks a few of the photo's colours by attention and spreads them over the planes: hair and shirt go on behind in their own colour.
+
+    Without it every colour of the back must pass through the encoder's bottleneck, which averages it away.
+    """
+
+    def __init__(self, width: int, config: PriorConfig) -> None:
+        super().__init__()
+        self.norm, self.pick = nn.LayerNorm(width), nn.Linear(width, config.palette)
+        spread = 0.02 * torch.randn(config.palette, 3, config.depth, PALETTE_TEXELS, PALETTE_TEXELS)
+        spread[0, 0, 0] += 0.5  # the first colour starts on the back
+        self.spread = nn.Parameter(spread)
+
+    def forward(self, tokens: Tensor, image: Tensor, size: int) -> Tensor:
+        """Tokens (B, 256, width) of an image (B, 4, h, w) (rgb over mid grey, matte) -> planes (B, 3, D, size, size, 4)."""
+        side = INPUT_SIZE // 8
+        small = F.interpolate(image, size=(side, side), mode="area").flatten(2)
+        matte = small[:, 3:].clamp_min(1e-4)
+        colour = ((small[:, :3] - 0.5) / matte).clamp(-0.5, 0.5) * 2
+        share = torch.softmax(self.pick(self.norm(tokens.float())).transpose(1, 2) + matte.log(), -1)
+        picked = torch.cat([share @ colour.transpose(1, 2), torch.ones_like(share[..., :1])], -1)
+        maps = F.interpolate(self.spread.flatten(1, 2), size=(size, size), mode="bilinear", align_corners=False).unflatten(1, (3, -1))
+        return torch.einsum("bkc,kpdhw->bpdhwc", picked, maps)
+
+
 class Encoder(nn.Module):
     """Image channels (B, c, 128, 128), rows downward -> plane residual (B, 3, D, R, R, C), rows upward; R = 64 or 128."""
 
@@ -88,8 +116,8 @@ class Encoder(nn.Module):
         nn.init.normal_(self.out.weight, std=0.01)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Encode."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode; also returns the tokens (B, 256, width)."""
         x = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
         fine = self.fine_in(self.stem(x))
         middle = self.middle_in(self.down1(fine))
@@ -105,7 +133,7 @@ class Encoder(nn.Module):
         if c.planes > 64:
             h = F.pixel_shuffle(h, c.planes // 64)
         h = h.view(len(h), 3, c.depth, self.channels_out, c.planes, c.planes)
-        return h.permute(0, 1, 2, 4, 5, 3).flip(3).float()
+        return h.permute(0, 1, 2, 4, 5, 3).flip(3).float(), tokens
 
 
 class PriorNetwork(nn.Module):
@@ -117,6 +145,7 @@ class PriorNetwork(nn.Module):
         learned = config.channels - COPIED
         self.proxy = ProxySurface(config.coefficients)
         self.encoder = Encoder(4 + 2 + 3 * 5, learned, config)
+        self.palette = Palette(config.widths[2], config)
         self.mean_planes = nn.Parameter(torch.randn(3, config.depth, config.planes, config.planes, learned) * 0.1)
         self.decoder = Decoder(config.channels, config.hidden)
 
@@ -127,7 +156,7 @@ class PriorNetwork(nn.Module):
         return maps, weight
 
     def forward(self, image: Tensor, pose: Tensor, angles: Tensor, coefficients: Tensor, autocast: bool = True) -> tuple[Tensor, Tensor]:
-        """Return learned planes (B, 3, D, R, R, C - 4) and copied planes (B, 3, D, 128, 128, 4).
+        """Return learned planes (B, 3, D, R, R, C), whose last four channels are to be added to the copied planes (B, 3, D, 128, 128, 4).
 
         pose (B, 3, 4) world-to-camera; angles (B, 2) yaw, pitch in radians; coefficients (B, K).
         """
@@ -135,5 +164,11 @@ class PriorNetwork(nn.Module):
         seen = torch.cat([maps * weight, weight], 2).flip(3).flatten(1, 2)
         x = torch.cat([image * 2 - 1, angles[:, :, None, None].expand(-1, -1, INPUT_SIZE, INPUT_SIZE) * 2, seen], 1)
         with torch.autocast(image.device.type, torch.bfloat16, enabled=autocast):
-            residual = self.encoder(x)
-        return residual + self.mean_planes, copied_planes(maps, weight, self.config.depth)
+            residual, tokens = self.encoder(x)
+        learned = torch.cat([residual + self.mean_planes, self.palette(tokens, image, self.config.planes)], -1)
+        return learned, copied_planes(maps, weight, self.config.depth)
+
+
+def join_planes(learned: Tensor, copied: Tensor) -> Tensor:
+    """Add copied planes or features (..., 4) to the last four channels of learned ones (..., C)."""
+    return torch.cat([learned[..., :-COPIED], learned[..., -COPIED:] + copied], -1)

@@ -13,7 +13,7 @@ from portrait_backend.models import starter_path
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.fit import fit_to_photo
 from portrait_backend.prior.lift import HALF, copied_planes
-from portrait_backend.prior.network import INPUT_SIZE, PriorNetwork
+from portrait_backend.prior.network import INPUT_SIZE, PriorNetwork, join_planes
 from portrait_backend.prior.weights import WEIGHTS, load_prior
 from portrait_backend.radiance.decoder import DensityActivation
 from portrait_backend.radiance.head import Head, TriPlane
@@ -50,8 +50,8 @@ def predict_head(network: PriorNetwork, portrait: Portrait) -> Head:
         rgb, matte = portrait.rgba[..., :3], portrait.rgba[..., 3:]
         full = torch.cat([rgb * matte + 0.5 * (1 - matte), matte], -1).permute(2, 0, 1)[None]
         fine = copied_planes(*network.lifted(full, pose, coefficients, APPEARANCE_SIZE), network.config.depth)
-        geometry = torch.cat([resize_planes(learned, GEOMETRY_SIZE), resize_planes(copied, GEOMETRY_SIZE)], -1)
-        appearance = torch.cat([resize_planes(learned, APPEARANCE_SIZE), fine], -1)
+        geometry = join_planes(resize_planes(learned, GEOMETRY_SIZE), resize_planes(copied, GEOMETRY_SIZE))
+        appearance = join_planes(resize_planes(learned, APPEARANCE_SIZE), fine)
     planes = [TriPlane(to_neutral(p), network.config.depth, STARTER_AXES, HALF) for p in (geometry, appearance)]
     meta = {"provider": "starter", "yaw": portrait.yaw, "pitch": portrait.pitch, "photo_sha256": portrait.sha256}
     return Head(planes[0], planes[1], network.decoder, RENDERING, None, meta)
@@ -62,7 +62,7 @@ class StarterPrior:
 
     def initialise(self, portrait: Portrait, settings: PriorSettings, context: Context) -> Head:
         """Predict the head and fit it to the photo in `settings.fit_steps` steps (0: the network's answer as it is)."""
-        context.report(0, settings.fit_steps + 1)
+        context.report(0, max(2 * settings.fit_steps, 1))
         head = predict_head(starter_network(), portrait)
         if settings.fit_steps == 0:
             return head

@@ -31,8 +31,8 @@ def _plane_record(plane: TriPlane) -> dict[str, Any]:
     return {"depth": plane.depth, "axes": plane.axes, "half_extent": plane.half_extent, "reduce": plane.reduce}
 
 
-def head_bytes(head: Head) -> bytes:
-    """Serialise a head. ValueError if a plane value is not finite in fp16 or `meta` is not JSON data."""
+def head_bytes(head: Head, precision: torch.dtype = torch.float16) -> bytes:
+    """Serialise a head, its planes in `precision`. ValueError if a plane value is not finite in it or `meta` is not JSON data."""
     tensors: dict[str, Tensor] = {}
     record: dict[str, Any] = {
         "format": FORMAT,
@@ -44,9 +44,11 @@ def head_bytes(head: Head) -> bytes:
     }
     for name in ("geometry",) if head.appearance is head.geometry else ("geometry", "appearance"):
         plane: TriPlane = getattr(head, name)
-        tensors[name] = plane.features.detach().to("cpu", torch.float16).contiguous()
+        tensors[name] = plane.features.detach().to("cpu", precision).contiguous()
         if not bool(torch.isfinite(tensors[name]).all()):
-            raise ValueError(f"the {name} planes hold values that are not finite in fp16 (largest: {plane.planes.abs().max().item():g})")
+            raise ValueError(
+                f"the {name} planes hold values that are not finite in {precision} (largest: {plane.planes.abs().max().item():g})"
+            )
         record[name] = _plane_record(plane)
     for name, network in (("decoder", head.decoder), ("super_resolution", head.super_resolution)):
         if network is not None:
@@ -55,9 +57,9 @@ def head_bytes(head: Head) -> bytes:
     return save(tensors, {METADATA_KEY: json.dumps(record, sort_keys=True, allow_nan=False)})
 
 
-def save_head(head: Head, path: Path) -> None:
+def save_head(head: Head, path: Path, precision: torch.dtype = torch.float16) -> None:
     """Write the file at once: a killed program leaves the old file or none, never half of one."""
-    content = head_bytes(head)
+    content = head_bytes(head, precision)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with part.open("wb") as stream:

@@ -48,12 +48,13 @@ class CodecLoss(nn.Module):
 class CodecRecipe:
     """Crops of random views, a third of them normal maps."""
 
-    def __init__(self, options: TrainOptions) -> None:
+    def __init__(self, options: TrainOptions, decoder_only: bool = False) -> None:
         torch.manual_seed(options.seed)
         self.views = HeadViews(options.data, options.limit)
         self.held_out = HeadViews(options.validation, 16) if options.validation else None
         codec = starter_codec()
         codec.model.to(memory_format=torch.channels_last)
+        codec.model.encoder.requires_grad_(not decoder_only)
         self.module, self.network = CodecLoss(codec), codec.model
         self.codec = codec
 
@@ -112,9 +113,12 @@ def save_picture(image: Tensor, path: Path) -> None:
     Image.fromarray((image.clamp(0, 1).permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()).save(path)
 
 
-def train_codec(options: TrainOptions) -> Path:
-    """Train (or resume) the codec; writes codec.safetensors beside the checkpoint when the schedule is done."""
-    recipe = CodecRecipe(options)
+def train_codec(options: TrainOptions, decoder_only: bool = False) -> Path:
+    """Train (or resume) the codec; writes codec.safetensors beside the checkpoint when the schedule is done.
+
+    decoder_only: the latents stay as they are, so that a denoiser trained on them stays right.
+    """
+    recipe = CodecRecipe(options, decoder_only)
     checkpoint = train(recipe, options)
     export_codec(checkpoint, options.out / "codec.safetensors", data=options.data.name)
     return checkpoint

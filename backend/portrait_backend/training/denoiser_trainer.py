@@ -24,6 +24,8 @@ from portrait_backend.training.trainer import TrainOptions, train
 REFERENCE_SIZE = 128
 DROP_ALL, DROP_REFERENCE = 0.1, 0.25
 """Shares of samples without any condition, and without the sitter's portrait."""
+LOW_NOISE = 1.7
+"""Timesteps are drawn as uniform ** this: two thirds of them in the lower half of the schedule, where stages 2 and 3 use the denoiser."""
 SHOWN_VIEWS = (1, 4, 6)
 """Views of the held-out identities in the sample pictures."""
 SHOWN_STEPS, SHOWN_GUIDANCE = 16, 2.0
@@ -72,8 +74,9 @@ class DenoiserLoss(nn.Module):
 class DenoiserRecipe:
     """Random views of random sitters, half of them normal maps, mirrored half of the time; looks shared by view and reference."""
 
-    def __init__(self, options: TrainOptions, codec: str | Path) -> None:
+    def __init__(self, options: TrainOptions, codec: str | Path, small_share: float = 0.5) -> None:
         torch.manual_seed(options.seed)
+        self.small_share = small_share
         self.views = HeadViews(options.data, options.limit)
         self.held_out = HeadViews(options.validation, 16) if options.validation else self.views
         self.codec = load_codec(codec)
@@ -84,8 +87,13 @@ class DenoiserRecipe:
         self.references = self.views.near.nonzero()
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Any]:
-        """Draw views (count, 3, S, S), their references (count, 4, 128, 128), conditions, noise and timesteps."""
+        """Draw views (count, 3, S, S), their references (count, 4, 128, 128), conditions, noise and timesteps.
+
+        A `small_share` of the batches is at half the data's size and twice as large: cheaper, and what stage 2 looks at.
+        """
         rand = lambda *s: torch.rand(*s, generator=generator)  # noqa: E731
+        small = float(rand(1)) < self.small_share
+        count = 2 * count if small else count
         look, mirror = draw_look(count, generator), rand(count) < 0.5
         images, references, mattes, angles = [], [], [], []
         domains = [DOMAINS[k % 2] for k in range(count)]
@@ -105,13 +113,14 @@ class DenoiserRecipe:
         is_rgb = torch.tensor([d == "rgb" for d in domains])[:, None, None, None]
         rgb = over_grey(look(stacked[:, :3]), stacked[:, 3:])
         shown = _mirrored(torch.where(is_rgb, rgb, stacked[:, :3]), mirror, ~is_rgb)
+        shown = F.avg_pool2d(shown, 2) if small else shown
         sitter = torch.cat([look(torch.stack(references)) * matte, matte], 1)
         sitter = _moved(_mirrored(sitter, mirror, torch.zeros_like(is_rgb)), generator)
         reference = degrade_input((sitter[:, :3] / sitter[:, 3:].clamp_min(1e-3)).clamp(0, 1), sitter[:, 3:], generator)
         angle = torch.stack(angles)
         side = shown.shape[-1] // self.codec.factor
-        slots = (torch.arange(count) + rand(count)) / count  # timesteps stratified over the batch, in random order
-        t = (slots[torch.randperm(count, generator=generator)] * self.denoiser.steps).long()
+        slots = (torch.arange(count) + rand(count)) / count  # stratified over the batch, in random order
+        t = (slots[torch.randperm(count, generator=generator)] ** LOW_NOISE * self.denoiser.steps).long()
         return {
             "images": shown,
             "reference": reference,
@@ -139,6 +148,7 @@ class DenoiserRecipe:
                     rgba = self.held_out.rgba(identity, view)
                     normals = domain == "normal"
                     truth = self.held_out.normals(identity, view, rgba[3:]) if normals else over_grey(rgba[:3], rgba[3:])
+                    truth = F.avg_pool2d(truth, 2) if self.small_share > 0.5 else truth
                     angle = self.held_out.angles[identity, view]
                     condition = network.condition.encode(angle[:1], angle[1:], domain, reference)
                     z = self.codec.encode(truth[None])
@@ -151,7 +161,8 @@ class DenoiserRecipe:
                         start = network.steps - 1
                         made = self.codec.decode(network.denoise(noise, start, SHOWN_STEPS, condition, SHOWN_GUIDANCE))[0].float()
                     tiles += [made, truth]
-            rows.append(torch.cat([F.avg_pool2d(tile, 2) for tile in tiles], 2))
+            tiles[0] = F.interpolate(tiles[0][None], size=tiles[1].shape[1:], mode="area")[0]
+            rows.append(torch.cat(tiles, 2))
         save_picture(torch.cat(rows, 1), picture)
         return {f"loss_{share}": sum(values) / (len(values) - 1) for share, values in errors.items()}
 
@@ -176,9 +187,9 @@ def _moved(sitter: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(F.interpolate(sitter, size=(REFERENCE_SIZE,) * 2, mode="area"), grid, align_corners=False)
 
 
-def train_denoiser(options: TrainOptions, codec: str | Path = "starter") -> Path:
+def train_denoiser(options: TrainOptions, codec: str | Path = "starter", small_share: float = 0.5) -> Path:
     """Train (or resume) the denoiser on latents of `codec`; writes denoiser.safetensors beside the checkpoint."""
-    recipe = DenoiserRecipe(options, codec)
+    recipe = DenoiserRecipe(options, codec, small_share)
     checkpoint = train(recipe, options)
     export_denoiser(checkpoint, options.out / "denoiser.safetensors", data=options.data.name)
     return checkpoint

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from scipy.spatial import cKDTree
 from torch import Tensor
 
-from portrait_backend.portrait.head_pose import fit_parameters, load_landmark_model, orbit_rotation
+from portrait_backend.portrait.head_pose import LANDMARK_SIZE, fit_parameters, landmark_size, load_landmark_model, orbit_rotation
 from portrait_backend.radiance.cameras import ORBIT_RADIUS
 from portrait_backend.training.landmark_model import FACE_MESH
 from portrait_shared.errors import PortraitDiffusionError
@@ -31,8 +33,8 @@ class HeadDataset:
     """N identities x V views of S px: rgba (N, V, S, S, 4) u8 straight; depth (N, V, S, S) i16 (see `decode_depth`).
 
     cameras (N, V, 3, 4) head units; angles (N, V, 2) degrees; landmarks (N, V, 468, 2) px; points (N, 468, 3) head units.
-    Inputs (M,): identity `input_id`, view `input_view`, fitted similarity (M, 2, 3) on [-1, 1],
-    yaw/pitch (M, 2) radians, coefficients (M, K).
+    Inputs (M,): identity `input_id`, view `input_view`, whether everything is mirrored left to right `mirrored`,
+    fitted similarity (M, 2, 3) on [-1, 1], yaw/pitch (M, 2) radians, coefficients (M, K).
     """
 
     rgba: Tensor
@@ -43,6 +45,7 @@ class HeadDataset:
     points: Tensor
     input_id: Tensor
     input_view: Tensor
+    mirrored: Tensor
     similarity: Tensor
     fitted_angles: Tensor
     coefficients: Tensor
@@ -67,12 +70,12 @@ def decode_depth(stored: Tensor) -> Tensor:
 
 def _load_identity(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     meta = json.loads((folder / "cameras.json").read_text())
-    unit, views = meta["metres_per_unit"], meta["views"]
+    marks, views = np.load(folder / "landmarks.npz"), meta["views"]
+    unit = landmark_size(marks["points"][FACE_MESH]) / LANDMARK_SIZE  # the file's own unit is one that no photo tells
     rgba = np.stack([np.asarray(Image.open(folder / f"rgb_{v['view']:03d}.png")) for v in views])
     z = np.stack([np.asarray(Image.open(folder / f"depth_{v['view']:03d}.png")) for v in views])
     cameras = np.array([v["world_to_camera"] for v in views], np.float32)
     cameras[:, :, 3] /= unit
-    marks = np.load(folder / "landmarks.npz")
     angles = np.array([[v["azimuth"], v["pitch"]] for v in views], np.float32)
     return (
         rgba,
@@ -110,10 +113,32 @@ def fit_inputs(landmarks: np.ndarray, size: int, seed: int) -> tuple[Tensor, Ten
     return torch.cat(similarity), torch.cat(angles), torch.cat(coefficients)
 
 
+def mirror_landmarks(landmarks: np.ndarray, size: int) -> np.ndarray:
+    """Return the landmarks (..., 468, 2) px of mirrored images `size` px wide; each becomes its nearest twin on the mean face."""
+    mean = load_landmark_model().mean.numpy()
+    twin = cKDTree(mean * [-1, 1, 1]).query(mean)[1]
+    swapped = landmarks[..., twin, :].copy()
+    swapped[..., 0] = size - swapped[..., 0]
+    return swapped
+
+
+def mirror_cameras(cameras: Tensor) -> Tensor:
+    """Return the world-to-camera matrices (..., 3, 4) that see the mirrored head as mirrored images."""
+    sign = torch.tensor([-1.0, 1.0, 1.0])
+    return cameras * sign[:, None] * F.pad(sign, (0, 1), value=1.0)
+
+
 def load_heads(
-    data: Path, limit: int | None = None, seed: int = 0, input_views: tuple[int, ...] | None = None, cache: Path | None = None
+    data: Path,
+    limit: int | None = None,
+    seed: int = 0,
+    input_views: tuple[int, ...] | None = None,
+    cache: Path | None = None,
+    mirror: bool = False,
 ) -> HeadDataset:
     """Read all finished identities of `data`; `input_views` fixes which views are inputs (default: those near the front).
+
+    `mirror` adds the mirrored heads as further inputs.
 
     `cache`: a file that keeps the result for the next start (it is trusted to belong to the same arguments).
     """
@@ -136,7 +161,12 @@ def load_heads(
         near[:, list(input_views)] = True
     ids, views = np.nonzero(near)
     size = rgba[0].shape[1]
-    similarity, fitted, coefficients = fit_inputs(np.stack(marks)[ids, views], size, seed)
+    inputs = np.stack(marks)[ids, views]
+    mirrored = np.zeros(len(ids), bool)
+    if mirror:
+        inputs = np.concatenate([inputs, mirror_landmarks(inputs, size)])
+        ids, views, mirrored = np.tile(ids, 2), np.tile(views, 2), np.concatenate([mirrored, ~mirrored])
+    similarity, fitted, coefficients = fit_inputs(inputs, size, seed)
     heads = HeadDataset(
         torch.from_numpy(np.stack(rgba)),
         torch.from_numpy(np.stack(depth)),
@@ -146,6 +176,7 @@ def load_heads(
         torch.from_numpy(np.stack(points)),
         torch.from_numpy(ids),
         torch.from_numpy(views),
+        torch.from_numpy(mirrored),
         similarity,
         fitted,
         coefficients,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
+
+from portrait_backend.portrait.head_pose import LANDMARK_SIZE, landmark_size
 
 FACE_MESH = slice(68, 536)
 """The 468 face-mesh landmarks among the data set's 536."""
@@ -18,8 +19,8 @@ def build_landmark_model(data: Path, out: Path, components: int = 25, limit: int
     shapes = []
     for folder in sorted(data.glob("id*"))[:limit]:
         if (folder / "cameras.json").exists():
-            unit = json.loads((folder / "cameras.json").read_text())["metres_per_unit"]
-            shapes.append(np.load(folder / "landmarks.npz")["points"][FACE_MESH] / unit)
+            points = np.load(folder / "landmarks.npz")["points"][FACE_MESH]
+            shapes.append(points * (LANDMARK_SIZE / landmark_size(points)))
     x = np.stack(shapes).reshape(len(shapes), -1)
     mean = x.mean(0)
     _, s, v = np.linalg.svd(x - mean, full_matrices=False)

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from portrait_backend.prior.network import INPUT_SIZE, PriorNetwork
+from portrait_backend.prior.starter import RENDERING
 from portrait_backend.radiance.cameras import focal_pixels
 from portrait_backend.radiance.compositing import composite
-from portrait_backend.radiance.decoder import DensityActivation
 from portrait_backend.training.head_dataset import HeadDataset, camera_of
 from portrait_backend.training.prior_loss import FAR, NEAR, decode_planes, inside
 
@@ -39,12 +39,11 @@ def march(
     y, x = torch.meshgrid(g, g, indexing="ij")
     direction = torch.stack([x, y, torch.ones_like(x)], -1).reshape(-1, 3) @ pose[:, :3]
     origin = -pose[:, :3].T @ pose[:, 3]
-    activation = DensityActivation()
 
     def decode(t: Tensor) -> tuple[Tensor, Tensor]:
         points = origin + direction[:, None] * t[..., None]
         raw, rgb = decode_planes(network, planes, points.reshape(1, -1, 3), False)
-        return activation(raw.view(t.shape)) * inside(points), rgb.view(*t.shape, 3)
+        return RENDERING(raw.view(t.shape)) * inside(points), rgb.view(*t.shape, 3)
 
     step = (FAR - NEAR) / coarse
     t = (NEAR + step * (torch.arange(coarse) + 0.5)).expand(size * size, coarse)

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from portrait_backend.prior.lift import HALF
-from portrait_backend.prior.network import INPUT_SIZE, PriorNetwork
-from portrait_backend.radiance.cameras import focal_pixels
+from portrait_backend.prior.network import INPUT_SIZE, PriorNetwork, join_planes
+from portrait_backend.radiance.cameras import ORBIT_RADIUS, focal_pixels
 from portrait_backend.radiance.compositing import composite
 from portrait_backend.radiance.decoder import DensityActivation
 from portrait_backend.radiance.triplane import sample_planes
 from portrait_backend.training.augment import apply_appearance, degrade_input, draw_appearance
-from portrait_backend.training.head_dataset import HeadDataset, camera_of, decode_depth
+from portrait_backend.training.head_dataset import HeadDataset, camera_of, decode_depth, mirror_cameras
 
 NEAR, FAR = 2.15, 3.3
 """Ray range of training samples, head units."""
@@ -23,21 +23,26 @@ NEAR, FAR = 2.15, 3.3
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the loss terms and counts of samples per person."""
+    """Weights of the loss terms and counts of samples per person.
+
+    near: share of extra patches in the two near-frontal views; turn: colour error at which the squared loss becomes a linear one.
+    """
 
     rays: int = 1280
-    patch: int = 24
+    patch: int = 32
     patch_samples: int = 16
     behind: float = 0.06
     rgb: float = 2.0
     alpha: float = 1.0
     gradient: float = 0.5
+    near: float = 0.12
+    turn: float = 0.2
 
 
 def decode_planes(network: PriorNetwork, planes: tuple[Tensor, Tensor], points: Tensor, autocast: bool) -> tuple[Tensor, Tensor]:
     """Return the raw density (B, P) and rgb (B, P, 3) of points (B, P, 3) in head units."""
     learned, copied = planes
-    features = torch.cat([sample_planes(learned, points / HALF), sample_planes(copied, points / HALF)], -1)
+    features = join_planes(sample_planes(learned, points / HALF), sample_planes(copied, points / HALF))
     with torch.autocast(points.device.type, torch.bfloat16, enabled=autocast):
         raw, rgb = network.decoder(features, outputs=4)
     return raw, rgb
@@ -57,40 +62,49 @@ class Sampler:
     def _int(self, high: int, *shape: int) -> Tensor:
         return torch.randint(0, high, shape, generator=self.generator)
 
-    def pixels(self, identity: Tensor, view: Tensor, y: Tensor, x: Tensor) -> dict[str, Tensor]:
-        """Read pixels (B, N) of views (B, N) of identities (B,): colour (B, N, 4), depth (B, N), origin and direction (B, N, 3)."""
-        data, i = self.data, identity[:, None].expand_as(view)
+    def pixels(self, rows: Tensor, view: Tensor, y: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """Read pixels (B, N) of views (B, N) of input rows (B,): colour (B, N, 4), depth (B, N), origin and direction (B, N, 3)."""
+        data, i = self.data, self.data.input_id[rows, None].expand_as(view)
+        mirrored = data.mirrored[rows, None]
         camera = data.cameras[i, view]
+        camera = torch.where(mirrored[..., None, None], mirror_cameras(camera), camera)
         g = torch.stack([(x + 0.5) / data.size * 2 - 1, (y + 0.5) / data.size * 2 - 1], -1) / (2 * focal_pixels(1))
         rotation = camera[..., :3]
         direction = torch.einsum("bnc,bncd->bnd", F.pad(g, (0, 1), value=1.0), rotation)
         origin = -torch.einsum("bnc,bncd->bnd", camera[..., 3], rotation)
+        x = torch.where(mirrored, data.size - 1 - x, x)
         colour = data.rgba[i, view, y, x].float() / 255
         return {"colour": colour, "depth": decode_depth(data.depth[i, view, y, x]), "origin": origin, "direction": direction}
 
     def network_input(self, rows: Tensor, appearance: Tensor) -> Tensor:
         """Return the degraded encoder input (B, 4, 128, 128) of input rows (B,)."""
-        data, batch, size = self.data, len(rows), self.data.size
-        identity, view = data.input_id[rows], data.input_view[rows]
-        colour = data.rgba[identity, view].float() / 255
-        camera, g = data.cameras[identity, view], ((torch.arange(size) + 0.5) / size * 2 - 1) / (2 * focal_pixels(1))
-        y, x = torch.meshgrid(g, g, indexing="ij")
-        local = torch.stack([x, y, torch.ones_like(x)], -1).view(1, -1, 3) * decode_depth(data.depth[identity, view]).view(batch, -1, 1)
-        world = ((local - camera[:, None, :, 3]) @ camera[:, :, :3]).view(batch, size, size, 3)
-        rgb = apply_appearance(colour[..., :3], world, appearance)
-        image = torch.cat([rgb * colour[..., 3:], colour[..., 3:]], -1).permute(0, 3, 1, 2)
+        data, batch = self.data, len(rows)
+        identity, view, mirrored = data.input_id[rows], data.input_view[rows], data.mirrored[rows]
         jitter = torch.randn(batch, 2, 3, generator=self.generator) * torch.tensor([0.012, 0.012, 0.008])
-        grid = F.affine_grid(data.similarity[rows] + jitter, [batch, 4, 2 * INPUT_SIZE, 2 * INPUT_SIZE], align_corners=False)
-        warped = F.avg_pool2d(F.grid_sample(image, grid, align_corners=False), 2)
-        matte = warped[:, 3:]
-        return degrade_input((warped[:, :3] / matte.clamp_min(1e-3)).clamp(0, 1), matte, self.generator)
+        place = data.similarity[rows] + jitter
+        grid = F.affine_grid(place, [batch, 4, 2 * INPUT_SIZE, 2 * INPUT_SIZE], align_corners=False)
+        flip = torch.stack([1 - 2 * mirrored.float(), torch.ones(batch)], -1)[:, None, None]
+        image = data.rgba[identity, view].float().permute(0, 3, 1, 2) / 255
+        image = torch.cat([image[:, :3] * image[:, 3:], image[:, 3:]], 1)
+        warped = F.avg_pool2d(F.grid_sample(image, grid * flip, align_corners=False), 2)
+        matte, rgb = warped[:, 3:], (warped[:, :3] / warped[:, 3:].clamp_min(1e-3)).clamp(0, 1)
+        # world points of the crop's pixels, for the light; beside the head, those at its distance
+        at = F.affine_grid(place, [batch, 4, INPUT_SIZE, INPUT_SIZE], align_corners=False)
+        z = F.grid_sample(decode_depth(data.depth[identity, view])[:, None], at * flip, mode="nearest", align_corners=False)
+        z = torch.where(z > 0, z, ORBIT_RADIUS).permute(0, 2, 3, 1)
+        camera = data.cameras[identity, view]
+        camera = torch.where(mirrored[:, None, None], mirror_cameras(camera), camera)
+        local = torch.cat([at / (2 * focal_pixels(1)) * z, z], -1).flatten(1, 2)
+        world = ((local - camera[:, None, :, 3]) @ camera[:, :, :3]).view(batch, INPUT_SIZE, INPUT_SIZE, 3)
+        rgb = apply_appearance(rgb.permute(0, 2, 3, 1), world, appearance).permute(0, 3, 1, 2)
+        return degrade_input(rgb, matte, self.generator)
 
-    def rays(self, identity: Tensor) -> dict[str, Tensor]:
+    def rays(self, rows: Tensor) -> dict[str, Tensor]:
         """Draw random rays with five depth-guided points each: points (5, B, N, 3), occupancy targets and weights (5, B, N)."""
         n, data, w = self.weights.rays, self.data, self.weights
-        batch = len(identity)
+        batch = len(rows)
         view = self._int(data.rgba.shape[1], batch, n)
-        p = self.pixels(identity, view, self._int(data.size, batch, n), self._int(data.size, batch, n))
+        p = self.pixels(rows, view, self._int(data.size, batch, n), self._int(data.size, batch, n))
         d, alpha = p["depth"], p["colour"][..., 3]
         hit, miss = (d > 0) & (alpha > 0.6), alpha < 0.05
         u = torch.rand(5, batch, n, generator=self.generator)
@@ -111,19 +125,19 @@ class Sampler:
         points = p["origin"] + p["direction"] * t[..., None]
         return {"points": points, "target": target, "weight": weight * inside(points), "colour": p["colour"][..., :3], "hit": hit}
 
-    def patches(self, identity: Tensor) -> dict[str, Tensor]:
+    def patches(self, rows: Tensor) -> dict[str, Tensor]:
         """Draw one patch per person: t (B, n, S), origin and direction, target colour (B, n, 4), surface points."""
-        data, w, batch = self.data, self.weights, len(identity)
-        near = torch.rand(batch, generator=self.generator) < 0.35
+        data, w, batch = self.data, self.weights, len(rows)
+        near = torch.rand(batch, generator=self.generator) < w.near
         view = torch.where(near, self._int(2, batch), self._int(data.rgba.shape[1], batch))
-        stride = 1 + self._int(4, batch)
+        stride = 1 + self._int(max(1, min(4, (data.size - 1) // (w.patch - 1))), batch)
         span = data.size - 1 - stride * (w.patch - 1)
         y0 = (span * torch.rand(batch, generator=self.generator)).long()
         x0 = (span * torch.rand(batch, generator=self.generator)).long()
         g = torch.arange(w.patch)
         y = (y0[:, None, None] + stride[:, None, None] * g[None, :, None]).expand(batch, w.patch, w.patch).reshape(batch, -1)
         x = (x0[:, None, None] + stride[:, None, None] * g[None, None]).expand(batch, w.patch, w.patch).reshape(batch, -1)
-        p = self.pixels(identity, view[:, None].expand_as(y), y, x)
+        p = self.pixels(rows, view[:, None].expand_as(y), y, x)
         d, n, s = p["depth"][..., None], y.shape[1], w.patch_samples
         u = torch.rand(batch, n, s, generator=self.generator)
         spread = NEAR + (FAR - NEAR) * (torch.arange(s) + u) / s
@@ -146,14 +160,14 @@ class PriorLoss(nn.Module):
         """Draw a batch and return the loss terms, `total` among them."""
         data, generator = sampler.data, sampler.generator
         rows = torch.randint(0, len(data.input_id), (batch,), generator=generator)
-        identity, appearance = data.input_id[rows], draw_appearance(batch, generator)
+        appearance = draw_appearance(batch, generator)
         angles = data.fitted_angles[rows]
         image = sampler.network_input(rows, appearance)
         coefficients = data.coefficients[rows] + 0.15 * torch.randn(data.coefficients[rows].shape, generator=generator)
         planes = self.network(
             image.to(device), camera_of(angles).to(device), angles.to(device), coefficients.to(device), autocast=self.autocast
         )
-        rays, patch = sampler.rays(identity), sampler.patches(identity)
+        rays, patch = sampler.rays(rows), sampler.patches(rows)
         near = rays["points"].permute(1, 0, 2, 3).reshape(batch, -1, 3)
         samples = patch["origin"][:, :, None] + patch["direction"][:, :, None] * patch["t"][..., None]
         points = torch.cat([near, samples.reshape(batch, -1, 3)], 1).to(device)
@@ -167,6 +181,11 @@ class PriorLoss(nn.Module):
         )
         return terms
 
+    def _colour_error(self, error: Tensor) -> Tensor:
+        """Squared below `turn`, linear above, with slope 1: what is only guessed tends to its mean, which an outlier can't drag far."""
+        turn = self.weights.turn
+        return F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=turn) / turn
+
     def _point_terms(
         self, raw: Tensor, rgb: Tensor, rays: dict[str, Tensor], appearance: Tensor, device: torch.device
     ) -> dict[str, Tensor]:
@@ -175,7 +194,7 @@ class PriorLoss(nn.Module):
         bce = F.binary_cross_entropy_with_logits(logits, rays["target"].to(device), reduction="none")
         target = apply_appearance(rays["colour"], rays["points"][3], appearance).to(device)
         weight = (rays["hit"] * inside(rays["points"][3])).float().to(device)
-        error = (rgb.view(batch, 5, n, 3)[:, 3] - target).abs().mean(-1)
+        error = self._colour_error(rgb.view(batch, 5, n, 3)[:, 3] - target).mean(-1)
         return {
             "occupancy": (bce * rays["weight"].to(device)).sum() / (batch * n * 3),
             "colour": (error * weight).sum() / weight.sum().clamp_min(1),
@@ -195,4 +214,5 @@ class PriorLoss(nn.Module):
         side = self.weights.patch
         square = error.view(batch, side, side, 3)
         gradient = (square[:, 1:] - square[:, :-1]).abs().mean() + (square[:, :, 1:] - square[:, :, :-1]).abs().mean()
-        return {"rgb": error.abs().mean(), "alpha": ((alpha - matte[..., 0].to(device)).abs() * usable).mean(), "gradient": gradient}
+        silhouette = ((alpha - matte[..., 0].to(device)).abs() * usable).mean()
+        return {"rgb": self._colour_error(error).mean(), "alpha": silhouette, "gradient": gradient}

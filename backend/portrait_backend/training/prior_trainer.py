@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from portrait_backend.prior.network import PriorConfig, PriorNetwork
+from portrait_backend.prior.starter import RENDERING
 from portrait_backend.prior.weights import save_prior
-from portrait_backend.radiance.decoder import DensityActivation
 from portrait_backend.training.head_dataset import load_heads
 from portrait_backend.training.prior_evaluation import evaluate_prior
 from portrait_backend.training.prior_loss import LossWeights, PriorLoss, Sampler
@@ -39,6 +40,7 @@ class TrainPriorOptions:
     limit: int | None = None
     evaluate_every: int = 500
     save_every: int = 200
+    start_from: Path | None = None
 
 
 def _schedule(progress: float, step: int) -> float:
@@ -47,11 +49,11 @@ def _schedule(progress: float, step: int) -> float:
 
 
 def _groups(network: PriorNetwork, rate: float) -> list[dict[str, object]]:
-    """Mean planes learn four times as fast and without weight decay."""
-    rest = [p for name, p in network.named_parameters() if name != "mean_planes"]
+    """What lies on the planes themselves learns four times as fast and without weight decay."""
+    rest = [p for name, p in network.named_parameters() if name not in ("mean_planes", "palette.spread")]
     return [
         {"params": rest, "lr": rate, "base": rate, "weight_decay": 0.02},
-        {"params": [network.mean_planes], "lr": 4 * rate, "base": 4 * rate, "weight_decay": 0.0},
+        {"params": [network.mean_planes, network.palette.spread], "lr": 4 * rate, "base": 4 * rate, "weight_decay": 0.0},
     ]
 
 
@@ -68,6 +70,14 @@ def _save(path: Path, state: dict[str, object]) -> None:
     part.replace(path)
 
 
+def start_from(network: PriorNetwork, path: Path) -> list[str]:
+    """Copy the weights of a prior's file whose names and shapes fit; returns the names of those that stay as they are."""
+    weights, own = load_file(path), network.state_dict()
+    fitting = {name: value.float() for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    network.load_state_dict(own | fitting)
+    return sorted(own.keys() - fitting.keys())
+
+
 def train_prior(options: TrainPriorOptions) -> Path:
     """Train (or resume) the prior; writes checkpoint.pt, log.jsonl and prior.safetensors-ready weights in `options.out`.
 
@@ -81,9 +91,12 @@ def train_prior(options: TrainPriorOptions) -> Path:
     options.out.mkdir(parents=True, exist_ok=True)
     checkpoint = options.out / "checkpoint.pt"
 
-    data = load_heads(options.data, options.limit, options.seed, cache=options.out / "heads.pt")
+    data = load_heads(options.data, options.limit, options.seed, cache=options.out / "heads.pt", mirror=True)
     validation = load_heads(options.validation, None, options.seed + 1, input_views=(0,)) if options.validation else None
     network = PriorNetwork(PriorConfig())
+    if options.start_from:
+        new = start_from(network, options.start_from)
+        accelerator.print(f"from {options.start_from}, newly initialised: {', '.join(new) or 'nothing'}")
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint.exists() else None
     if saved is None:
         accelerator.print(f"proxy surface error {fit_proxy(data, network.proxy):.4f} units")
@@ -92,7 +105,7 @@ def train_prior(options: TrainPriorOptions) -> Path:
     average = copy.deepcopy(network).eval()
     network.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(_groups(network, options.learning_rate), betas=(0.9, 0.98))
-    model = PriorLoss(network, LossWeights(), DensityActivation())
+    model = PriorLoss(network, LossWeights(), RENDERING)
     model, optimiser = accelerator.prepare(model, optimiser)
     step, spent = 0, 0.0
     if saved is not None:

@@ -1,0 +1,49 @@
+"""Where the face is: in the photo, and among points of the head."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from portrait_backend.portrait.types import Portrait
+
+Mask = NDArray[np.bool_]
+
+FACE_OVAL = (
+    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152,
+    148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
+)  # fmt: skip
+"""Face-mesh indices of the face's outline."""
+OVAL_GROWTH = 1.06
+FEATHER = 9
+"""Pixels of 512 over which the face goes over into what is around it."""
+FACE_DEPTH = (0.0, 0.08)
+"""World z over which what lies inside the outline turns from not the face to the face."""
+
+
+def filled_polygon(corners: NDArray[np.floating], size: int) -> Mask:
+    """Return which pixels (size, size) lie in a polygon (K, 2) px."""
+    filled = np.zeros((size, size), np.uint8)
+    cv2.fillPoly(filled, [np.round(corners).astype(np.int32)], [1.0])
+    return filled.astype(bool)
+
+
+def face_outline(portrait: Portrait) -> Mask:
+    """Return the photo's face (H, W): the landmarks' outline, slightly grown."""
+    oval = portrait.landmarks.numpy()[list(FACE_OVAL)]
+    return filled_polygon(oval.mean(0) + (oval - oval.mean(0)) * OVAL_GROWTH, portrait.rgba.shape[0])
+
+
+def face_share(portrait: Portrait, points: Tensor) -> Tensor:
+    """Return how much points (N, 3) in head units belong to the face: (N,) in [0, 1]."""
+    outline = torch.from_numpy(face_outline(portrait)).float()[None, None]
+    pixels, _ = portrait.camera.project(points)
+    at = (pixels / portrait.camera.width * 2 - 1)[None, None]
+    soft = F.avg_pool2d(outline, FEATHER, 1, FEATHER // 2)
+    inside = F.grid_sample(soft, at, align_corners=False, padding_mode="zeros")[0, 0, 0]
+    t = ((points[:, 2] - FACE_DEPTH[0]) / (FACE_DEPTH[1] - FACE_DEPTH[0])).clamp(0, 1)
+    return inside * t * t * (3 - 2 * t)

@@ -1,0 +1,111 @@
+"""What the prior's shape is meant to be: a solid without haze, shreds and holes, inside the photo's silhouette.
+
+Where the network doubts (shoulders, loose hair, the nape) its density is a mist of half-occupied cells, which renders as
+haze and meshes as icicles. On a lattice such places are decided: smoothed, cut by the matte, opened, closed, made one piece.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from portrait_backend.portrait.regions import face_share
+from portrait_backend.portrait.types import Portrait
+from portrait_backend.radiance.density_grid import DensityGrid
+from portrait_backend.radiance.field import RadianceField
+
+Mask = NDArray[np.bool_]
+Array = NDArray[np.float32]
+
+RESOLUTION = 128
+SMOOTHING, FACE_SMOOTHING = 1.6, 0.6
+"""Standard deviation in cells, elsewhere and in the face."""
+THIN, THIN_BELOW, BELOW = 1, 2, -0.14
+"""Radius in cells of what is too thin to be kept: on the head (ears stay), and below this height (neck and shoulders)."""
+GAP = 3
+"""Radius in cells of gaps that are closed."""
+SHARPEN = 3.0
+"""Factor on the log-odds: what is doubtful becomes empty or solid."""
+LOCK, FARTHEST = 1.2, 0.15
+"""Distance from the solid, in distances from its silhouette, up to which a missing pixel is filled; and at most, head units."""
+DECIDED = 1.5
+"""Least log-odds of what was decided, and of what is more than two cells from the surface."""
+OUTSIDE_PX = 3
+"""Pixels of 512 outside the matte from which there is nothing."""
+
+
+@torch.no_grad()
+def clean_occupancy(head: RadianceField, portrait: Portrait) -> Tensor:
+    """Return the share of a solid's density (n, n, n), indexed z, y, x at cell centres as in `DensityGrid`, that the head should have."""
+    grid = DensityGrid.build(head, RESOLUTION)
+    share = (grid.values / (2 * head.surface_density)).clamp(0, 1).numpy()
+    axis = ((torch.arange(RESOLUTION) + 0.5) / RESOLUTION * 2 - 1) * head.half_extent
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    points = torch.stack([x, y, z], -1).reshape(-1, 3)
+    face, empty = (values.view(share.shape).numpy() for values in (face_share(portrait, points), shown_empty(portrait, points)))
+    smooth = ndimage.gaussian_filter(share, SMOOTHING, mode="nearest")
+    fine = ndimage.gaussian_filter(share, FACE_SMOOTHING, mode="nearest")
+    share = np.where(empty, 0, smooth + face * (fine - smooth))
+    solid = share > 0.5
+    clean = _decided(solid, face > 0.5, (y.numpy() < BELOW))
+    clean |= grown(clean, portrait, points, 2 * head.half_extent / RESOLUTION)
+    odds = SHARPEN * np.log(np.clip(share, 1e-3, 1 - 1e-3) / np.clip(1 - share, 1e-3, 1 - 1e-3))
+    inside, outside = ndimage.binary_erosion(clean, iterations=2, border_value=1), ~ndimage.binary_dilation(clean, iterations=2)
+    odds = np.where(clean, np.maximum(odds, np.where(inside, DECIDED, 0)), np.minimum(odds, np.where(outside, -DECIDED, 0)))
+    odds = np.where(clean == solid, odds, np.where(clean, DECIDED, -DECIDED))
+    return torch.from_numpy((1 / (1 + np.exp(-odds))).astype(np.float32))
+
+
+def shown_empty(portrait: Portrait, points: Tensor) -> Tensor:
+    """Return at which points (N, 3) the photo shows that there is nothing: (N,) bool."""
+    something = F.max_pool2d((portrait.matte > 0.05).float()[None, None], 2 * OUTSIDE_PX + 1, 1, OUTSIDE_PX)
+    nothing = (something < 0.5) & (portrait.valid > 0.5)
+    pixels, _ = portrait.camera.project(points)
+    at = (pixels / portrait.camera.width * 2 - 1)[None, None]
+    return F.grid_sample(nothing.float(), at, align_corners=False, padding_mode="zeros")[0, 0, 0] > 0.5
+
+
+def grown(solid: Mask, portrait: Portrait, points: Tensor, cell: float) -> Mask:
+    """Return the cells (n, n, n), centred at points (n^3, 3), that fill the photo's matte where the solid's silhouette doesn't.
+
+    A pixel at a distance from the silhouette is filled by what is hardly farther from the solid itself: hair that stands off
+    the head becomes a lock there, not a wall along the line of sight.
+    """
+    size = len(solid)
+    camera = portrait.camera.resized(size)
+    pixel = float(camera.centre.norm()) / float(camera.intrinsics[0, 0])
+    at = camera.project(points)[0].long()
+    inside = ((at >= 0) & (at < size)).all(-1).numpy()
+    column, row = at.numpy().clip(0, size - 1).T
+    shown = np.zeros((size, size), bool)
+    shown[row[solid.ravel() & inside], column[solid.ravel() & inside]] = True
+    shown = ndimage.binary_dilation(ndimage.binary_closing(shown))  # cells are wider than their centres
+    matte, valid = F.interpolate(torch.stack([portrait.matte, portrait.valid])[None], size=shown.shape, mode="area")[0].numpy()
+    missing = (matte > 0.5) & (valid > 0.5) & ~shown
+    away = ndimage.distance_transform_edt(~shown) * pixel
+    distance = ndimage.distance_transform_edt(~solid) * cell
+    filled = (missing[row, column] & inside).reshape(solid.shape)
+    return np.asarray(filled & (distance <= LOCK * away[row, column].reshape(solid.shape) + cell) & (distance < FARTHEST))
+
+
+def _decided(solid: Mask, face: Mask, below: Mask) -> Mask:
+    """Return the solid (n, n, n) without thin pieces outside the face, with gaps closed, cavities filled, as one piece."""
+    on_head, on_body = (ndimage.binary_opening(solid, _ball(radius)) for radius in (THIN, THIN_BELOW))
+    opened = np.where(below, on_body, on_head) | (solid & face)
+    labels, count = ndimage.label(opened)
+    if count == 0:
+        return solid
+    one = labels == np.bincount(labels.ravel())[1:].argmax() + 1
+    # the box's floor cuts the shoulders: without the padding a closing would eat into them
+    padded = np.pad(one, GAP, mode="edge")
+    closed = ndimage.binary_closing(padded, _ball(GAP))[GAP:-GAP, GAP:-GAP, GAP:-GAP]
+    return np.asarray(ndimage.binary_fill_holes(closed | one))
+
+
+def _ball(radius: int) -> Mask:
+    z, y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1, -radius : radius + 1]
+    return np.asarray(x * x + y * y + z * z <= radius * radius + 1)

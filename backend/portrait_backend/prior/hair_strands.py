@@ -1,0 +1,139 @@
+"""Strands for hair that the photo does not show: streaks along the hair's flow, as light, dark and fine as the photo's own.
+
+White noise on a lattice is averaged along the flow lines (line integral convolution, Cabral and Leedom 1993) in a few
+bands of fineness. How strong each band is, how long the streaks are and which colours they take is measured on the
+photo's hair. The noise lives in space, so the pattern has no seam.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from portrait_backend.portrait.types import PORTRAIT_SIZE, Portrait
+from portrait_backend.radiance.cameras import ORBIT_RADIUS, focal_pixels
+
+Array = NDArray[np.float32]
+
+CENTRE, CROWN = (0.0, 0.08, -0.03), (0.0, 0.36, -0.16)
+"""Middle of the skull and the whorl that hair leaves from, head units."""
+RADIUS = 0.3
+"""The flow is followed on a capsule of this radius: a ball around the centre with a tube below, free of the surface's bumps."""
+DOWN = (0.12, -0.08)
+"""Height above and below the centre between which the flow turns from away-from-the-crown to straight down."""
+BAND_EDGES = (1.5, 3.0, 6.0, 12.0)
+"""Standard deviations (px of 512) of the Gaussians whose differences are the bands; finer detail than this the field can't hold."""
+CELLS_PER_DEVIATION = 1.6
+"""Noise lattice cells per geometric mean of a band's two deviations."""
+LONGEST = 16.0
+"""Length of a streak in widths where the photo's hair runs perfectly straight."""
+STEPS = 10
+LATTICE = 64
+RAMP = 33
+"""Steps of the colour ramp, from the darkest to the lightest strand."""
+LEAST_PIXELS = 500
+
+
+@dataclass(frozen=True)
+class StrandStyle:
+    """How the photo's hair varies around its local mean.
+
+    ramp (RAMP, 3): factors on the mean colour by rank of brightness; bands: strength of each, squares sum to 1; length: of
+    a streak in widths.
+    """
+
+    ramp: Tensor
+    bands: tuple[float, ...]
+    length: float
+
+
+def measure_strands(portrait: Portrait, hair: Tensor) -> StrandStyle | None:
+    """Measure the style on the hair pixels (512, 512) bool of the photo; None if too few show."""
+    mask = cv2.erode(hair.numpy().astype(np.uint8), np.ones((5, 5), np.uint8)).astype(np.float32)
+    if mask.sum() < LEAST_PIXELS:
+        return None
+    colour = portrait.rgba[..., :3].contiguous().numpy()
+    inside = mask > 0
+    mean = _blur(colour, mask, BAND_EDGES[-1]).clip(1e-3)
+    light = colour.mean(-1) / mean.mean(-1)
+    blurred = [_blur(light[..., None], mask, deviation)[..., 0] for deviation in BAND_EDGES]
+    strength = np.array([float((fine - coarse)[inside].std()) for fine, coarse in pairwise(blurred)])
+    ratio = (_blur(colour, mask, BAND_EDGES[0]) / mean)[inside]
+    order = np.argsort(ratio.mean(-1), kind="stable")
+    ramp = np.stack([part.mean(0) for part in np.array_split(ratio[order], RAMP)])
+    bands = strength / max(float(np.linalg.norm(strength)), 1e-6)
+    return StrandStyle(torch.from_numpy(ramp / ramp.mean(0)).float(), tuple(bands.tolist()), 1 + LONGEST * _coherence(light, inside))
+
+
+def _blur(values: Array, mask: Array, deviation: float) -> Array:
+    """Gaussian mean of values (H, W, C) over the mask (H, W)."""
+    total = cv2.GaussianBlur(values * mask[..., None], (0, 0), deviation)
+    weight = cv2.GaussianBlur(mask, (0, 0), deviation)
+    return np.asarray(total.reshape(values.shape) / np.maximum(weight, 1e-4)[..., None], np.float32)
+
+
+def _coherence(light: Array, inside: NDArray[np.bool_]) -> float:
+    """Return how much the image (H, W) runs in one direction around each pixel, 0 to 1: the structure tensor's anisotropy."""
+    smooth = cv2.GaussianBlur(light, (0, 0), 1.0)
+    x, y = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
+    xx, yy, xy = (cv2.GaussianBlur(product * inside, (0, 0), 4.0)[inside] for product in (x * x, y * y, x * y))
+    return float(np.median(np.hypot(xx - yy, 2 * xy) / np.maximum(xx + yy, 1e-9)))
+
+
+def strand_factors(points: Tensor, style: StrandStyle, generator: torch.Generator) -> Tensor:
+    """Return factors (N, 3) on the hair colour at points (N, 3) in head units; their mean is about 1."""
+    unit = ORBIT_RADIUS / focal_pixels(PORTRAIT_SIZE)
+    total = points.new_zeros(len(points))
+    for strength, (fine, coarse) in zip(style.bands, pairwise(BAND_EDGES), strict=True):
+        noise = torch.randn(3 * (LATTICE,), generator=generator)
+        width = CELLS_PER_DEVIATION * (fine * coarse) ** 0.5 * unit
+        streaks = along_flow(points, noise, width, style.length * width)
+        total = total + strength * streaks / streaks.std().clamp_min(1e-6)
+    rank = 0.5 * (1 + torch.erf(total / 2**0.5)) * (RAMP - 1)
+    below = rank.long().clamp(0, RAMP - 2)
+    share = (rank - below)[:, None]
+    return style.ramp[below] * (1 - share) + style.ramp[below + 1] * share
+
+
+def along_flow(points: Tensor, noise: Tensor, cell: float, length: float) -> Tensor:
+    """Average periodic noise (n, n, n), `cell` head units apart, over `length` of the flow line through each point (N, 3): (N,)."""
+    start = on_capsule(points)
+    total = _lookup(noise, start / cell)
+    for way in (1.0, -1.0):
+        at = start
+        for _ in range(STEPS):
+            at = on_capsule(at + way * length / (2 * STEPS) * hair_flow(at))
+            total = total + _lookup(noise, at / cell)
+    return total / (2 * STEPS + 1)
+
+
+def on_capsule(points: Tensor) -> Tensor:
+    """Move points (N, 3) to the capsule: radially from the centre above it, from the vertical axis below it."""
+    centre = points.new_tensor(CENTRE)
+    axis = torch.stack([centre[0].expand(len(points)), points[:, 1].clamp_max(CENTRE[1]), centre[2].expand(len(points))], -1)
+    return axis + RADIUS * F.normalize(points - axis, dim=-1)
+
+
+def hair_flow(points: Tensor) -> Tensor:
+    """Return the unit direction (N, 3) in which hair runs at points (N, 3) of the capsule: away from the crown, then down."""
+    centre, crown = points.new_tensor(CENTRE), points.new_tensor(CROWN)
+    outward = F.normalize(points - centre, dim=-1)
+    pole = F.normalize(crown - centre, dim=0)
+    away = F.normalize((outward @ pole)[:, None] * outward - pole, dim=-1)
+    high = ((points[:, 1] - CENTRE[1] - DOWN[1]) / (DOWN[0] - DOWN[1])).clamp(0, 1)[:, None]
+    return F.normalize(away * high + (1 - high) * points.new_tensor([0.0, -1.0, 0.0]), dim=-1)
+
+
+def _lookup(noise: Tensor, cells: Tensor) -> Tensor:
+    """Trilinear sample (N,) of a periodic lattice (n, n, n) at cell coordinates (N, 3)."""
+    n = noise.shape[0]
+    wrapped = F.pad(noise[None, None], (0, 1, 0, 1, 0, 1), mode="circular")
+    at = (cells % n) / n * 2 - 1
+    return F.grid_sample(wrapped, at[None, None, None], mode="bilinear", padding_mode="border", align_corners=True)[0, 0, 0, 0]

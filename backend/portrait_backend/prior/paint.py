@@ -1,0 +1,120 @@
+"""Paint the head: bring its colour planes to the colours that its surface should have, seen and unseen.
+
+The shape stands, so the samples and weights of every ray are known beforehand and the photo (L_ref on rgb) becomes a
+regression; so does the rest of the surface, point by point. That reaches the detail that the planes can hold and
+leaves no stripes where the planes' directions cross.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from portrait_backend.context import Context
+from portrait_backend.portrait.types import Portrait
+from portrait_backend.prior.surface import RaySamples, ReferenceView, SurfacePoints, joined, points_around, sample_rays
+from portrait_backend.prior.unseen import unseen_colours
+from portrait_backend.radiance.density_grid import DensityGrid
+from portrait_backend.radiance.head import Head
+from portrait_backend.radiance.triplane import resize_planes, sample_planes
+
+GRID = 96
+LEVELS = ((128, 0.4), (256, 1.0))
+"""Texels per side of the residual, and the share of the steps after which the next one takes over."""
+RATE = 0.02
+RAYS, POINTS = 3500, 8000
+"""Rays of the photo and points from around a step."""
+HEAVIEST = 4
+"""Samples of a ray that carry its colour; the others hold next to nothing."""
+BESIDE, BELOW = 0.005, 0.012
+"""Depths (head units) above and below the surface that are painted too: rays and the texture's bake read there."""
+KNOWN = 0.98
+"""Points of this trust are left to the rays."""
+RESIDUAL = 0.5
+
+
+@dataclass(frozen=True)
+class Targets:
+    """rays and the colour (R, 3) that each shall show, premultiplied; points and the colour (N, 3) that each shall have."""
+
+    rays: RaySamples
+    ray_colour: Tensor
+    points: SurfacePoints
+    point_colour: Tensor
+
+
+@torch.no_grad()
+def paint_targets(head: Head, portrait: Portrait, generator: torch.Generator) -> Targets:
+    """Collect what the surface should look like: the photo, as far as it is to be trusted, and `unseen_colours`."""
+    grid = DensityGrid.build(head, GRID)
+    reference = ReferenceView(head, portrait, grid)
+    rays, chosen = _photo_rays(head, portrait, grid)
+    alpha = rays.weight.sum(-1)
+    surface = (rays.points * rays.weight[..., None]).sum(1) / alpha[:, None]
+    trust = torch.where(alpha > 0.5, reference.trust.reshape(-1)[chosen], 0)
+    seen = SurfacePoints(surface, torch.zeros_like(surface), portrait.rgba[..., :3].reshape(-1, 3)[chosen], trust)
+    around = points_around(head, reference, grid)
+    around = around[around.trust < KNOWN]
+    doubtful = seen.trust < KNOWN
+    open_points = joined([seen[doubtful], around])
+    guess = head.colour(open_points.position)
+    guess = unseen_colours(portrait, seen, head.colour(seen.position), open_points, guess, generator)
+    colours = guess + open_points.trust[:, None] * (open_points.colour - guess)
+    ray_colour = seen.colour.clone()
+    ray_colour[doubtful] = colours[: int(doubtful.sum())]
+    return Targets(rays, ray_colour * alpha[:, None], around, colours[int(doubtful.sum()) :])
+
+
+def _photo_rays(head: Head, portrait: Portrait, grid: DensityGrid) -> tuple[RaySamples, Tensor]:
+    """Return the heaviest samples of the rays through every other photo pixel that hit, weights adding up to alpha; the pixels (R,)."""
+    camera = portrait.camera
+    origin, directions = camera.rays()
+    pixel = torch.arange(len(directions))
+    wanted = ((pixel + pixel // camera.width) % 2 == 0) & (portrait.matte.reshape(-1) > 0.5) & (portrait.valid.reshape(-1) > 0.5)
+    pixel = pixel[wanted]
+    found, _ = sample_rays(head, origin, directions[pixel], grid)
+    alpha = found.weight.sum(-1)
+    weight, heaviest = found.weight.topk(HEAVIEST, -1)
+    weight = weight * (alpha / weight.sum(-1).clamp_min(1e-6))[:, None]
+    points = found.points.gather(1, heaviest[..., None].expand(-1, -1, 3))
+    hit = alpha > 0.1
+    return RaySamples(points[hit], weight[hit], found.index[hit]), pixel[found.index[hit]]
+
+
+def paint(head: Head, portrait: Portrait, steps: int, context: Context, first: int, total: int) -> Head:
+    """Return the head with the photo's colours where it was seen and fitting ones elsewhere, after `steps` Adam steps.
+
+    Progress is reported as steps `first` + 1 and following of `total`.
+    """
+    targets = paint_targets(head, portrait, context.generator)
+    planes, done = head.appearance.planes, 0
+    for size, share in LEVELS:
+        residual = torch.zeros(*planes.shape[:3], size, size, planes.shape[5], requires_grad=True)
+        optimiser = torch.optim.Adam([residual], lr=RATE, betas=(0.9, 0.98), fused=True)
+        start, last = done, round(steps * share)
+        while done < last:
+            optimiser.param_groups[0]["lr"] = RATE * (1 - 0.8 * (done - start) / (last - start))
+            loss = _loss(head, planes, residual, targets, context.generator)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            done += 1
+            context.report(first + done, total, None, colour_error=float(loss.detach()))
+        planes = planes + resize_planes(residual.detach(), planes.shape[3])
+    return head.with_planes(appearance=head.appearance.with_planes(planes))
+
+
+def _loss(head: Head, planes: Tensor, residual: Tensor, targets: Targets, generator: torch.Generator) -> Tensor:
+    """Mean colour error of some rays and some points; the residual stays small."""
+    ray = torch.randint(0, len(targets.ray_colour), (RAYS,), generator=generator)
+    point = torch.randint(0, len(targets.point_colour), (POINTS,), generator=generator)
+    below = torch.rand(POINTS, 1, generator=generator) * (BELOW + BESIDE) - BESIDE
+    inner = targets.points.position[point] + below * targets.points.inward[point]
+    at = (torch.cat([targets.rays.points[ray].reshape(-1, 3), inner]) / head.half_extent)[None]
+    axes = head.appearance.axes
+    colour = head.decoder(sample_planes(planes, at, axes)[0] + sample_planes(residual, at, axes)[0], outputs=4)[1]
+    shown = (colour[: RAYS * HEAVIEST].view(RAYS, HEAVIEST, 3) * targets.rays.weight[ray][..., None]).sum(1)
+    error = (shown - targets.ray_colour[ray]).abs().mean() + (colour[RAYS * HEAVIEST :] - targets.point_colour[point]).abs().mean()
+    return error + RESIDUAL * residual.pow(2).mean()

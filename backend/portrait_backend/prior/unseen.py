@@ -1,0 +1,139 @@
+"""Colours for what the photo does not show: the photo's own carry on, hair with strands, skin and clothes with the prior's shading.
+
+Near the border of what the photo shows the colours go over into the photo's: the difference between photo and guess is
+carried on from the nearest seen points of the same kind and fades with the distance.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from portrait_backend.portrait.regions import face_outline
+from portrait_backend.portrait.types import Portrait
+from portrait_backend.prior.hair_colour import body_pixels, hair_pixels, hair_share, photo_hair_colour
+from portrait_backend.prior.hair_strands import measure_strands, strand_factors
+from portrait_backend.prior.surface import SurfacePoints, smoothstep
+
+REACH = 0.35
+"""Distance (head units) over which the photo's colours fade into the guess."""
+ANCHORS, NEIGHBOURS = 2500, 12
+"""Seen points that are looked at, and how many of them count for a point."""
+VOTE_REACH = 0.08
+"""Distance (head units) over which seen hair or skin decides what its unseen surroundings are."""
+SPREAD = 0.03
+"""Distances up to this count alike."""
+SURE = 0.8
+"""Trust from which a seen point is an anchor."""
+LIKENESS = (0.35, 0.65)
+"""Share of the distance to skin, between the guess's own hair and skin colours, over which low hanging hair turns from 0 to 1."""
+SHORT_HAIR, LONG_HAIR = -0.17, -0.25
+"""Height of the hairline of a nape, head units; hair that the photo shows below the second is long."""
+ALIKE = 0.15
+"""Difference of guessed colours up to which points count as the same kind."""
+BODY_REACH = 0.05
+"""Difference in height or distance from the neck's axis (head units) over which the colours of neck and clothes fade."""
+NECK_AXIS, PLACE_WEIGHT = (0.0, -0.06), 0.2
+"""x and z of the neck's middle, head units; weight of the place itself among the coordinates of neck and clothes: stripes run around."""
+
+
+def unseen_colours(
+    portrait: Portrait, seen: SurfacePoints, seen_guess: Tensor, points: SurfacePoints, guess: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Return colours (N, 3) for surface points that the photo hardly saw.
+
+    seen: points of the photo's own view; seen_guess (M, 3), guess (N, 3): the prior's colours of both.
+    """
+    hair_mask = hair_pixels(portrait)
+    is_hair, is_body = (_at_pixels(portrait, mask, seen.position) for mask in (hair_mask, body_pixels(portrait, hair_mask)))
+    sure = seen.trust > SURE
+    bare = sure & ~is_hair
+    colours = continued(seen[bare], seen_guess[bare], points.position, guess, generator)
+    colours = wrapped(portrait, seen[sure & is_body], points.position, colours, generator)
+    hair, style = photo_hair_colour(portrait, hair_mask), measure_strands(portrait, hair_mask)
+    if hair is None:
+        return colours
+    anchors = seen[sure & is_hair]
+    share = hairness(points.position, guess, seen_guess[bare], anchors.position)
+    share = voted(seen[sure], is_hair[sure], points.position, share, generator)
+    strands = continued(anchors, hair.expand(len(anchors.trust), 3), points.position, hair.expand(len(guess), 3), generator)
+    if style is not None:
+        strands = strands * strand_factors(points.position, style, generator)
+    return (colours + share[:, None] * (strands - colours)).clamp(0, 1)
+
+
+def hairness(position: Tensor, guess: Tensor, skin_guess: Tensor, hair: Tensor) -> Tensor:
+    """Return how surely points (N, 3) are hair: by place, and below it, down to where seen hair (K, 3) reaches, by the guess's colour.
+
+    guess (N, 3); skin_guess (M, 3): the same guess where the photo shows anything but hair.
+    """
+    lowest = float(hair[:, 1].quantile(0.02)) if len(hair) else SHORT_HAIR
+    place = hair_share(position, SHORT_HAIR)
+    crown = (place > 0.99) & (position[:, 1] > 0.1)
+    if lowest > LONG_HAIR or int(crown.sum()) < 100 or len(skin_guess) < 100:
+        return place
+    own_hair, own_skin = guess[crown].median(0).values, skin_guess.median(0).values
+    to_hair, to_skin = (guess - own_hair).norm(dim=-1), (guess - own_skin).norm(dim=-1)
+    return torch.maximum(place, smoothstep(to_skin / (to_hair + to_skin + 1e-6), *LIKENESS) * hair_share(position, lowest))
+
+
+def continued(seen: SurfacePoints, seen_guess: Tensor, position: Tensor, guess: Tensor, generator: torch.Generator) -> Tensor:
+    """Return guess (N, 3) plus what the photo differs from it at the nearest seen points, fading over `REACH`."""
+    if len(seen_guess) < NEIGHBOURS:
+        return guess
+    pick = torch.randperm(len(seen_guess), generator=generator)[:ANCHORS]
+    difference, own = (seen.colour - seen_guess)[pick], seen_guess[pick]
+    distance, index = _nearest(seen.position[pick], position)
+    alike = torch.exp(-(((own[index] - guess[:, None]).norm(dim=-1) / ALIKE) ** 2))
+    mean = _weighted(difference[index], (alike + 1e-3) / (distance + SPREAD) ** 2)
+    return guess + mean * torch.exp(-((distance[:, :1] / REACH) ** 2))
+
+
+def wrapped(portrait: Portrait, seen: SurfacePoints, position: Tensor, colours: Tensor, generator: torch.Generator) -> Tensor:
+    """Return colours (N, 3) with those of neck, shoulders and clothes carried on around the body at their height from seen points."""
+    if len(seen.trust) < NEIGHBOURS:
+        return colours
+    pick = torch.randperm(len(seen.trust), generator=generator)[:ANCHORS]
+    distance, index = _nearest(_around_body(seen.position[pick]), _around_body(position))
+    weight = 1 / (distance + SPREAD) ** 2
+    profile = _around_body(position)[:, :2]
+    off = (_weighted(_around_body(seen.position[pick])[index][..., :2], weight) - profile).norm(dim=-1)
+    in_face = _at_pixels(portrait, torch.from_numpy(face_outline(portrait)), position) & (position[:, 2] > 0)
+    share = torch.exp(-((off / BODY_REACH) ** 2)) * ~in_face
+    return colours + share[:, None] * (_weighted(seen.colour[pick][index], weight) - colours)
+
+
+def _around_body(position: Tensor) -> Tensor:
+    """Return coordinates (N, 5) whose distances go by height and distance from the neck's axis, and a little by place."""
+    radius = (position[:, [0, 2]] - position.new_tensor(NECK_AXIS)).norm(dim=-1)
+    return torch.cat([radius[:, None], position[:, 1:2], PLACE_WEIGHT * position], -1)
+
+
+def voted(seen: SurfacePoints, is_hair: Tensor, position: Tensor, share: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the share of hair (N,) with what the nearest seen points are, close to them."""
+    if len(is_hair) < NEIGHBOURS:
+        return share
+    pick = torch.randperm(len(is_hair), generator=generator)[:ANCHORS]
+    distance, index = _nearest(seen.position[pick], position)
+    vote = is_hair[pick][index].float().mean(1)
+    return share + (vote - share) * torch.exp(-((distance.mean(1) / VOTE_REACH) ** 2))
+
+
+def _nearest(anchors: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Return distances and indices (N, K) of the nearest anchors (M, 3) of points (N, 3)."""
+    distance, index = cKDTree(anchors.numpy()).query(position.numpy(), NEIGHBOURS)
+    return torch.from_numpy(distance).float(), torch.from_numpy(index)
+
+
+def _weighted(values: Tensor, weight: Tensor) -> Tensor:
+    """Mean over the neighbours: values (N, K, 3), weight (N, K) -> (N, 3)."""
+    return (weight[..., None] * values).sum(1) / weight.sum(1, keepdim=True)
+
+
+def _at_pixels(portrait: Portrait, mask: Tensor, position: Tensor) -> Tensor:
+    """Return the mask (H, W) bool where points (N, 3) project to: (N,) bool."""
+    pixels, _ = portrait.camera.project(position)
+    at = (pixels / portrait.camera.width * 2 - 1)[None, None]
+    return F.grid_sample(mask.float()[None, None], at, mode="nearest", align_corners=False, padding_mode="zeros")[0, 0, 0] > 0.5

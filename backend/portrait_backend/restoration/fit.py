@@ -1,0 +1,227 @@
+"""Stage 2: portrait geometry restoration (Eqs. 4-6). phi and the decoder are fine-tuned on one portrait; psi_SR stays as it is.
+
+Each step looks at the head from one view around it, asks the diffusion prior (`guide`) and compares the photo (`losses`).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from portrait_backend.context import Context
+from portrait_backend.diffusion import BACKGROUND
+from portrait_backend.models import STARTER
+from portrait_backend.portrait.types import Portrait
+from portrait_backend.radiance.cameras import Camera
+from portrait_backend.radiance.decoder import Decoder
+from portrait_backend.radiance.density_grid import DensityGrid
+from portrait_backend.radiance.head import Head
+from portrait_backend.restoration.detail_unet import (
+    DETAIL_WEIGHTS,
+    DetailPreservationUNet,
+    config_for,
+    load_detail_unet,
+)
+from portrait_backend.restoration.field import RestoredField
+from portrait_backend.restoration.guide import DiffusionPrior, Guide
+from portrait_backend.restoration.losses import (
+    colour_anchor_loss,
+    opaque_loss,
+    reference_loss,
+    reference_target,
+    smoothness_loss,
+    sparsity_loss,
+    variation_loss,
+)
+from portrait_backend.restoration.views import SAMPLES, View, draw_angles, render_view
+from portrait_shared.errors import PortraitDiffusionError
+from portrait_shared.settings import RestorationSettings
+
+STARTER_SIZE = 128
+"""Side of the images that the starter denoiser is shown here; it is trained at 128 and 256 px, and 128 costs a quarter."""
+DECODER_RATE = 0.1
+"""Learning rate of the decoder, share of phi's: it is one for all of space."""
+GRID, REBUILD, SNAPSHOT, PREVIEW = 80, 10, 5, 5
+"""Lattice resolution; steps between two lattices, two snapshots of the last good state, two previews."""
+
+
+@dataclass(frozen=True)
+class Regularisers:
+    """Weights of the regularising terms."""
+
+    opaque: float = 0.01
+    sparsity: float = 0.01
+    smoothness: float = 0.02
+    variation: float = 0.1
+    colour_anchor: float = 5.0
+
+
+class RestorationDiverged(PortraitDiffusionError):
+    """The fit's loss or weights stopped being finite; `head` is the last good state, `step` the step that failed."""
+
+    def __init__(self, step: int, head: Head) -> None:
+        super().__init__(
+            "restoration-diverged",
+            f"the restoration stopped giving finite numbers at step {step + 1}",
+            "Lower --restoration-learning-rate or --restoration-guidance-scale, or run without the stage",
+        )
+        self.step, self.head = step, head
+
+
+class Fit:
+    """What is optimised: phi's weights and the decoder's; everything else of the head stays."""
+
+    def __init__(self, head: Head, phi: DetailPreservationUNet, rate: float) -> None:
+        self.prior_head, self.phi = head, phi.to(head.geometry.planes.device).train().requires_grad_(True)
+        self.decoder: Decoder = copy.deepcopy(head.decoder).requires_grad_(True)
+        groups = [
+            {"params": list(phi.parameters()), "lr": rate, "base": rate},
+            {"params": list(self.decoder.parameters()), "lr": DECODER_RATE * rate, "base": DECODER_RATE * rate},
+        ]
+        self.optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95))
+        self.good = self._state()
+
+    def field(self) -> RestoredField:
+        """Return the head as it is now, differentiable."""
+        return RestoredField(self.prior_head, self.phi, self.decoder, autocast=True)
+
+    def step(self, loss: Tensor, share: float) -> bool:
+        """Take one Adam step at a share of the learning rate; False, and nothing is changed, if loss or gradient is not finite."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["base"] * share
+        self.optimiser.zero_grad(set_to_none=True)
+        if not bool(torch.isfinite(loss)):
+            return False
+        loss.backward()
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        if not bool(torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, 1.0))):
+            return False
+        self.optimiser.step()
+        return True
+
+    def snapshot(self) -> None:
+        """Keep the present weights as the last good state."""
+        self.good = self._state()
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        phi, decoder = self.phi.state_dict(), self.decoder.state_dict()
+        return {k: v.clone() for k, v in phi.items()}, {k: v.clone() for k, v in decoder.items()}
+
+    @torch.no_grad()
+    def finished(self, last_good: bool = False) -> Head:
+        """Return the head without graphs: planes merged, decoder frozen; `last_good`: as of the last snapshot."""
+        if last_good:
+            self.phi.load_state_dict(self.good[0])
+            self.decoder.load_state_dict(self.good[1])
+        decoder = copy.deepcopy(self.decoder).eval().requires_grad_(False)
+        head = RestoredField(self.prior_head, self.phi.eval(), decoder).merged()
+        return replace(head, meta=head.meta | {"restored": True})
+
+
+def starter_phi(head: Head) -> DetailPreservationUNet:
+    """Return the shipped pre-trained phi if it is there and fits the head, else a fresh one (whose residual is zero)."""
+    path, config = STARTER / DETAIL_WEIGHTS, config_for(head)
+    if path.is_file():
+        phi = load_detail_unet(path)
+        if phi.config == config:
+            return phi
+    return DetailPreservationUNet(config)
+
+
+def starter_prior() -> DiffusionPrior:
+    """Return the shipped codec and denoiser; PortraitDiffusionError ``weights-missing`` where they are not."""
+    from portrait_backend.diffusion.weights import load_codec, load_denoiser
+
+    denoiser = load_denoiser()
+    return DiffusionPrior(load_codec(), {"rgb": denoiser, "normal": denoiser}, STARTER_SIZE)
+
+
+def restore(
+    head: Head,
+    portrait: Portrait,
+    settings: RestorationSettings,
+    context: Context,
+    prior: DiffusionPrior | None = None,
+    phi: DetailPreservationUNet | None = None,
+    regularisers: Regularisers | None = None,
+) -> Head:
+    """Fine-tune phi and psi_dec on the portrait (Eqs. 5-6) and return the restored head; 0 steps: phi's answer as it is.
+
+    prior, phi: other networks than the shipped ones, e.g. a diffusers folder's. Raises `RestorationDiverged`, and Cancelled.
+    """
+    context.report(0, settings.steps + 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(0, 2**31, (1,), generator=context.generator, device=context.generator.device)))
+        fit = Fit(head, phi or starter_phi(head), settings.learning_rate)
+    if settings.steps == 0:
+        return fit.finished()
+    prior = (prior or starter_prior()).to(context.device)
+    guide = Guide(prior, settings, reference_image(portrait).to(context.device), context.generator)
+    target = reference_target(portrait, context.device)
+    offset = 360 * float(torch.rand((), generator=context.generator, device=context.generator.device))
+    terms_of = _Terms(fit, portrait, target, guide, settings, regularisers or Regularisers(), context)
+    for step in range(settings.steps):
+        terms, view = terms_of(step, draw_angles(step, offset, context.generator))
+        if not fit.step(torch.stack(list(terms.values())).sum(), _rate(step, settings.steps)):
+            raise RestorationDiverged(step, fit.finished(last_good=True))
+        if step % SNAPSHOT == 0:
+            fit.snapshot()
+        preview = view.rgb.detach()[0].permute(1, 2, 0).clamp(0, 1) if step % PREVIEW == 0 else None
+        context.report(step + 1, settings.steps + 1, preview, **{name: float(term.detach()) for name, term in terms.items()})
+    result = fit.finished()
+    if not all(bool(torch.isfinite(p.planes).all()) for p in (result.geometry, result.appearance)):
+        raise RestorationDiverged(settings.steps - 1, fit.finished(last_good=True))
+    return result
+
+
+def _rate(step: int, steps: int) -> float:
+    """A short warm-up, then linearly down to a fifth."""
+    return min(1.0, (step + 1) / 5) * (1 - 0.8 * step / steps)
+
+
+def reference_image(portrait: Portrait) -> Tensor:
+    """Return the portrait as a condition: rgb over mid grey and matte (1, 4, H, W)."""
+    rgb, matte = portrait.rgba[..., :3], portrait.rgba[..., 3:]
+    return torch.cat([rgb * matte + BACKGROUND * (1 - matte), matte], -1).permute(2, 0, 1)[None]
+
+
+class _Terms:
+    """The loss terms of one step."""
+
+    def __init__(
+        self,
+        fit: Fit,
+        portrait: Portrait,
+        target: Tensor,
+        guide: Guide,
+        settings: RestorationSettings,
+        weights: Regularisers,
+        context: Context,
+    ) -> None:
+        self.fit, self.portrait, self.target, self.guide = fit, portrait, target, guide
+        self.settings, self.weights, self.context = settings, weights, context
+        self.grid: DensityGrid | None = None
+        self.prior_grid = fit.prior_head.density_grid()
+
+    def __call__(self, step: int, angles: tuple[float, float]) -> tuple[dict[str, Tensor], View]:
+        """Return the weighted terms and the view they were taken from."""
+        field, s, w = self.fit.field(), self.settings, self.weights
+        if self.grid is None or step % REBUILD == 0:
+            planes = field.shape
+            self.grid = DensityGrid.build(field, GRID, device=planes.device, dtype=planes.dtype)
+        view = render_view(field, *angles, s.render_size, self.grid, s.memory_budget)
+        with torch.no_grad():
+            camera = Camera.orbit(*angles, s.render_size).to(field.shape.device)
+            before = self.fit.prior_head.render(camera, grid=self.prior_grid, samples=SAMPLES)
+        terms = self.guide.losses(view, step / max(1, s.steps - 1))
+        reference, _ = reference_loss(field, self.portrait, self.target, self.grid, self.context.generator, s.memory_budget)
+        terms["reference"] = s.reference_weight * reference
+        terms["opaque"] = w.opaque * opaque_loss(view.out.alpha)
+        terms["sparsity"] = w.sparsity * sparsity_loss(view.out.alpha)
+        terms["smoothness"] = w.smoothness * smoothness_loss(view.out)
+        terms["variation"] = w.variation * variation_loss(field.shape)
+        terms["colours"] = w.colour_anchor * colour_anchor_loss(view.out, before)
+        return terms, view

@@ -1,0 +1,110 @@
+"""Which pixels are hair, what colour it has, and strands that look like the photo's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from portrait_backend.portrait.regions import face_outline
+from portrait_backend.portrait.types import Portrait
+from portrait_backend.prior.hair_colour import body_pixels, hair_pixels, hair_share, photo_hair_colour
+from portrait_backend.prior.hair_strands import along_flow, hair_flow, measure_strands, on_capsule, strand_factors
+from portrait_backend.radiance.cameras import Camera
+
+HAIR, SKIN = torch.tensor([0.3, 0.1, 0.05]), torch.tensor([0.8, 0.6, 0.5])
+
+
+def test_hair_is_the_cap_above_the_face(portrait: Portrait) -> None:
+    hair = hair_pixels(portrait)
+    drawn = (portrait.matte > 0.95) & (torch.arange(512)[:, None] < 180) & ~torch.from_numpy(face_outline(portrait))
+    assert not (hair & ~drawn).any()
+    assert hair.sum() > 0.9 * drawn.sum()
+    colour = photo_hair_colour(portrait)
+    assert colour is not None
+    torch.testing.assert_close(colour, HAIR, atol=0.02, rtol=0)
+
+
+def test_without_a_matte_there_is_no_hair_colour(portrait: Portrait) -> None:
+    assert photo_hair_colour(replace(portrait, rgba=portrait.rgba * torch.tensor([1.0, 1.0, 1.0, 0.0]))) is None
+
+
+def test_a_bare_scalp_does_not_colour_the_hair(portrait: Portrait) -> None:
+    colour = portrait.rgba.clone()
+    colour[100:180, :, :3] = SKIN
+    hair = photo_hair_colour(replace(portrait, rgba=colour))
+    assert hair is not None
+    torch.testing.assert_close(hair, HAIR, atol=0.02, rtol=0)
+
+
+def test_neck_and_clothes_are_body_and_the_face_is_not(portrait: Portrait) -> None:
+    body = body_pixels(portrait, hair_pixels(portrait))
+    assert body[480, 256] and not body[200, 256]
+    assert not (body & torch.from_numpy(face_outline(portrait))).any()
+
+
+def test_crown_and_back_are_hair_and_neck_and_ears_are_not() -> None:
+    crown, back, nape, ear = torch.tensor([[0.0, 0.35, 0.0], [0.0, 0.1, -0.3], [0.0, -0.3, -0.2], [0.22, 0.0, 0.05]])
+    points = torch.stack([crown, back, nape, ear])
+    assert hair_share(points).tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert hair_share(points, lowest=-0.4).tolist() == [1.0, 1.0, 1.0, 0.0]
+
+
+def striped(portrait: Portrait, period: float, contrast: float) -> Portrait:
+    """Vertical strands of hair colour times 1 +- contrast."""
+    rgba = portrait.rgba.clone()
+    wave = 1 + contrast * torch.sin(torch.arange(512.0) * 2 * torch.pi / period)
+    rgba[:180, :, :3] = HAIR * wave[None, :, None]
+    return replace(portrait, rgba=rgba)
+
+
+def test_the_style_follows_contrast_fineness_and_direction_of_the_photo(portrait: Portrait) -> None:
+    hair = hair_pixels(portrait)
+    strong, weak = (measure_strands(striped(portrait, 12, c), hair) for c in (0.3, 0.1))
+    coarse = measure_strands(striped(portrait, 36, 0.3), hair)
+    assert strong and weak and coarse
+    range_strong, range_weak = (float((style.ramp[-1] - style.ramp[0]).mean()) for style in (strong, weak))
+    assert range_strong == pytest.approx(3 * range_weak, rel=0.1)
+    assert strong.bands[0] > coarse.bands[0] and strong.bands[2] < coarse.bands[2]
+    rgba = portrait.rgba.clone()
+    rgba[..., :3] *= 1 + 0.2 * torch.randn(512, 512, 1, generator=torch.Generator().manual_seed(0))
+    curly = measure_strands(replace(portrait, rgba=rgba.clamp(0, 1)), hair)
+    assert curly and curly.length < 0.7 * strong.length
+    assert measure_strands(portrait, torch.zeros(512, 512, dtype=torch.bool)) is None
+
+
+def test_strands_have_the_ramps_colours_and_run_along_the_flow(portrait: Portrait) -> None:
+    style = measure_strands(striped(portrait, 12, 0.3), hair_pixels(portrait))
+    assert style
+    start = on_capsule(torch.randn(4000, 3, generator=torch.Generator().manual_seed(1)) * 0.3)
+    flow = hair_flow(start)
+    across = torch.linalg.cross(flow, torch.nn.functional.normalize(start - on_capsule(start) + start, dim=-1))
+    places = [start, on_capsule(start + 0.02 * flow), on_capsule(start + 0.02 * across)]
+    factors = strand_factors(torch.cat(places), style, torch.Generator().manual_seed(0)).view(3, 4000, 3)
+    assert float(factors.mean()) == pytest.approx(1, abs=0.05)
+    assert factors.min() >= style.ramp.min() and factors.max() <= style.ramp.max()
+    here, along, beside = factors[..., 0]
+    assert torch.corrcoef(torch.stack([here, along]))[0, 1] > torch.corrcoef(torch.stack([here, beside]))[0, 1] + 0.3
+
+
+def test_flow_is_tangent_leaves_the_crown_and_falls() -> None:
+    points = on_capsule(torch.randn(2000, 3, generator=torch.Generator().manual_seed(0)) * 0.3)
+    flow = hair_flow(points)
+    torch.testing.assert_close(flow.norm(dim=-1), torch.ones(2000))
+    low = points[:, 1] < -0.05
+    torch.testing.assert_close(flow[low], torch.tensor([0.0, -1.0, 0.0]).expand(int(low.sum()), 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(on_capsule(points), points, atol=1e-5, rtol=0)
+
+
+def test_averaging_along_a_constant_leaves_it() -> None:
+    points = on_capsule(torch.randn(50, 3, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(along_flow(points, torch.full((8, 8, 8), 2.0), 0.01, 0.1), torch.full((50,), 2.0))
+
+
+def test_the_pattern_is_seeded(portrait: Portrait) -> None:
+    style = measure_strands(striped(portrait, 12, 0.3), hair_pixels(portrait))
+    assert style
+    points = Camera.orbit(0, 0, 64).rays()[1]
+    one, same, other = (strand_factors(points, style, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert torch.equal(one, same) and not torch.equal(one, other)

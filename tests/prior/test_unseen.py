@@ -1,0 +1,135 @@
+"""Colours of the unseen against surfaces on which they are known, and the cleaned shape against solids."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from portrait_backend.portrait.types import Portrait
+from portrait_backend.prior.clean_shape import clean_occupancy, grown
+from portrait_backend.prior.surface import ReferenceView, SurfacePoints, points_around, sample_rays, silhouette
+from portrait_backend.prior.unseen import continued, hairness, wrapped
+from portrait_backend.radiance.cameras import Camera
+from portrait_backend.radiance.density_grid import DensityGrid
+
+
+class Ball:
+    """A solid ball, with a thin needle, mist beside it and a cavity if asked for."""
+
+    half_extent, surface_density = 0.5, 125.0
+
+    def __init__(self, radius: float = 0.3, faults: bool = False) -> None:
+        self.radius, self.faults = radius, faults
+
+    def density(self, points: torch.Tensor) -> torch.Tensor:
+        distance = points.norm(dim=-1) - self.radius
+        if self.faults:
+            needle = torch.maximum((points[:, [0, 1]] - torch.tensor([0.0, 0.1])).norm(dim=-1) - 0.008, (points[:, 2] + 0.3).abs() - 0.15)
+            distance = torch.minimum(torch.maximum(distance, 0.1 - points.norm(dim=-1)), needle)
+        share = torch.sigmoid(-300 * distance)
+        if self.faults:
+            mist = (points - torch.tensor([0.0, 0.0, -0.4])).norm(dim=-1) < 0.06
+            share = torch.where(mist, share.clamp_min(0.3), share)
+        return 250 * share
+
+    def decode(self, points: torch.Tensor, features: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.density(points), torch.full((len(points), 3), 0.5)
+
+
+@pytest.fixture(scope="module")
+def ball_photo(portrait: Portrait) -> Portrait:
+    """The drawn sitter's landmarks with the matte of the ball."""
+    camera = Camera.orbit(0, 0, 512)
+    alpha, _ = silhouette(Ball(), *camera.rays(), DensityGrid.build(Ball(), 96))
+    return replace(portrait, rgba=torch.cat([portrait.rgba[..., :3], alpha.view(512, 512, 1)], -1), camera=camera)
+
+
+def test_silhouette_and_depth_of_a_ball() -> None:
+    origin, directions = Camera.orbit(0, 0, 64).rays()
+    alpha, depth = silhouette(Ball(), origin, directions, DensityGrid.build(Ball(), 96))
+    middle = 32 * 64 + 32
+    assert alpha[middle] > 0.99 and float(depth[middle]) == pytest.approx(2.4, abs=0.01)
+    assert alpha[0] == 0 and depth[0] == 0
+    found, _ = sample_rays(Ball(), origin, directions, DensityGrid.build(Ball(), 96))
+    torch.testing.assert_close(found.weight.sum(-1), alpha[found.index])
+
+
+def test_the_photo_is_trusted_in_front_not_at_grazing_angles_and_not_behind(ball_photo: Portrait) -> None:
+    reference = ReferenceView(Ball(), ball_photo, DensityGrid.build(Ball(), 96))
+    points = 0.3 * torch.nn.functional.normalize(torch.tensor([[0.0, 0.0, 1.0], [0.99, 0.0, 0.14], [0.0, 0.0, -1.0]]), dim=-1)
+    trust = reference.look_up(points, -points).trust
+    assert trust[0] > 0.95 and trust[1] < 0.3 and trust[2] == 0
+    around = points_around(Ball(), reference, DensityGrid.build(Ball(), 96))
+    assert (around.position.norm(dim=-1) - 0.3).abs().max() < 0.02
+    assert (around.trust[around.position[:, 2] < -0.05] == 0).all()
+
+
+def surface_points(position: torch.Tensor, colour: torch.Tensor) -> SurfacePoints:
+    return SurfacePoints(position, torch.zeros_like(position), colour, torch.ones(len(position)))
+
+
+def test_a_difference_is_carried_on_and_fades() -> None:
+    seen = torch.rand(500, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.02, 0.2, 0.2])
+    tint = torch.tensor([0.1, -0.05, 0.0])
+    guess = torch.tensor([0.5, 0.5, 0.5])
+    asked = torch.tensor([[0.03, 0.1, 0.1], [0.2, 0.1, 0.1], [2.0, 0.1, 0.1]])
+    seen_points, seen_guess = surface_points(seen, (guess + tint).expand(500, 3)), guess.expand(500, 3)
+    result = continued(seen_points, seen_guess, asked, guess.expand(3, 3), torch.Generator().manual_seed(0))
+    share = (result - guess)[:, 0] / tint[0]
+    assert share[0] > 0.95 and 0.4 < share[1] < 0.9 and share[2] < 1e-3
+    none = surface_points(seen[:0], seen[:0])
+    assert torch.equal(continued(none, seen[:0], asked, guess.expand(3, 3), torch.Generator()), guess.expand(3, 3))
+
+
+def test_stripes_of_a_shirt_run_around_the_body(portrait: Portrait) -> None:
+    generator = torch.Generator().manual_seed(0)
+    angle = torch.rand(4000, generator=generator) * torch.pi
+    height = -0.4 + 0.1 * torch.rand(4000, generator=generator)
+    front = torch.stack([0.2 * torch.cos(angle), height, 0.2 * torch.sin(angle) - 0.06], -1)
+    stripe = (height > -0.35).float()[:, None] * torch.tensor([1.0, 0.0, 0.0]) + (height <= -0.35).float()[:, None] * torch.tensor(
+        [0.0, 0.0, 1.0]
+    )
+    back = torch.tensor([[0.05, -0.32, -0.25], [-0.05, -0.38, -0.25], [0.0, 0.1, -0.3]])
+    grey = torch.full((3, 3), 0.5)
+    colours = wrapped(portrait, surface_points(front, stripe), back, grey, generator)
+    assert colours[0, 0] > 0.8 and colours[1, 2] > 0.8
+    torch.testing.assert_close(colours[2], grey[2], atol=1e-3, rtol=0)
+
+
+def test_hair_below_the_nape_needs_long_hair_in_the_photo_and_the_guess() -> None:
+    generator = torch.Generator().manual_seed(0)
+    crown = torch.tensor([0.0, 0.3, -0.1]) + 0.02 * torch.randn(300, 3, generator=generator)
+    low = torch.tensor([[0.0, -0.3, -0.2], [0.1, -0.3, -0.2]])
+    hair, skin = torch.tensor([0.2, 0.1, 0.1]), torch.tensor([0.8, 0.6, 0.5])
+    guess = torch.cat([hair.expand(300, 3), hair[None], skin[None]])
+    position = torch.cat([crown, low])
+    long_hair = torch.tensor([0.2, -0.42, 0.0]) + 0.01 * torch.randn(300, 3, generator=generator)
+    assert hairness(position, guess, skin.repeat(300, 1), crown)[300:].tolist() == [0.0, 0.0]
+    assert hairness(position, guess, skin.repeat(300, 1), long_hair)[300:].tolist() == [1.0, 0.0]
+
+
+def test_needles_mist_and_cavities_are_decided(ball_photo: Portrait) -> None:
+    """Of a ball with all three, the ball is left: solid, sharp, and cut at the photo's matte."""
+    share = clean_occupancy(Ball(faults=True), ball_photo)
+    axis = (torch.arange(128) + 0.5) / 128 - 0.5
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    distance = (x**2 + y**2 + z**2).sqrt() - 0.3
+    assert share[distance > 0.03].max() < 0.2
+    assert share[distance < -0.03].min() > 0.8
+    assert ((share > 0.5) != (distance < 0)).float().mean() < 0.01
+
+
+def test_a_lock_grows_where_the_matte_has_more(ball_photo: Portrait) -> None:
+    small = Ball(0.25)
+    axis = (torch.arange(64) + 0.5) / 64 - 0.5
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    points = torch.stack([x, y, z], -1).reshape(-1, 3)
+    solid = ((x**2 + y**2 + z**2).sqrt() < small.radius).numpy()
+    added = grown(solid, ball_photo, points, 1 / 64)
+    radius = (x**2 + y**2 + z**2).sqrt().numpy()
+    assert added.any() and not (added & solid).any()
+    assert radius[added].max() < 0.35 and np.abs(z.numpy()[added]).max() < 0.2
+    assert not grown(((x**2 + y**2 + z**2).sqrt() < 0.31).numpy(), ball_photo, points, 1 / 64).any()

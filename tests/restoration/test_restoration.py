@@ -1,0 +1,309 @@
+"""Stage 2 on heads and diffusion priors that are known exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor, nn
+
+from portrait_backend.context import Cancelled, Context, Progress
+from portrait_backend.diffusion.condition import ConditionEncoder, Domain
+from portrait_backend.diffusion.denoiser import STARTER_SCHEDULE, Denoiser
+from portrait_backend.portrait.types import Portrait
+from portrait_backend.radiance.analytic import ellipsoid_head
+from portrait_backend.radiance.cameras import Camera
+from portrait_backend.radiance.head import Head
+from portrait_backend.radiance.super_resolution import SuperResolution
+from portrait_backend.restoration.detail_unet import (
+    DetailPreservationUNet,
+    DetailUNetConfig,
+    config_for,
+    load_detail_unet,
+    save_detail_unet,
+)
+from portrait_backend.restoration.field import RestoredField
+from portrait_backend.restoration.fit import RestorationDiverged, restore
+from portrait_backend.restoration.guide import DiffusionPrior
+from portrait_backend.restoration.losses import opaque_loss, sparsity_loss, variation_loss
+from portrait_backend.restoration.views import clean_normals, draw_angles, matched_colours, render_view
+from portrait_shared.errors import PortraitDiffusionError
+from portrait_shared.settings import RestorationSettings
+
+SIZE = 32
+
+
+def solid(radii: tuple[float, float, float], seed: int = 0) -> Head:
+    return ellipsoid_head(radii, channels=8, hidden=16, size=32, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def truth() -> Head:
+    return solid((0.27, 0.36, 0.36))
+
+
+@pytest.fixture(scope="module")
+def flat() -> Head:
+    """The truth seen from the front, but too flat behind and before."""
+    return solid((0.27, 0.36, 0.24))
+
+
+def context(seed: int = 0, cancel_after: int | None = None, log: list[Progress] | None = None) -> Context:
+    count = iter(range(10**6))
+    stop = None if cancel_after is None else lambda: next(count) >= cancel_after
+    return Context(torch.device("cpu"), torch.float32, torch.Generator().manual_seed(seed), None if log is None else log.append, stop)
+
+
+def portrait_of(head: Head) -> Portrait:
+    with torch.no_grad():
+        out = head.render(Camera.orbit(0, 0, 128))
+    rgba = torch.cat([(out.rgb / out.alpha.clamp_min(1e-3)[..., None]).clamp(0, 1), out.alpha[..., None]], -1)
+    return Portrait(
+        image=rgba[..., :3],
+        rgba=rgba,
+        valid=torch.ones(128, 128),
+        landmarks=torch.zeros(468, 2),
+        camera=Camera.orbit(0, 0, 128),
+        coefficients=torch.zeros(25),
+        yaw=0.0,
+        pitch=0.0,
+        roll=0.0,
+        source="drawn",
+        sha256="",
+    )
+
+
+class PixelCodec(nn.Module):
+    """Latents are the pixels."""
+
+    factor, channels = 1, 3
+
+    def encode(self, rgb: Tensor) -> Tensor:
+        return rgb * 2 - 1
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return (latents + 1) / 2
+
+
+class AngleCondition(ConditionEncoder):
+    """Tokens that say the view and the domain plainly."""
+
+    width = 3
+
+    def encode(
+        self, azimuth: Tensor, elevation: Tensor, domain: Domain | Sequence[Domain] = "rgb", reference: Tensor | None = None
+    ) -> Tensor:
+        assert reference is not None and reference.shape[1] == 4
+        return torch.tensor([[[float(azimuth[0]), float(elevation[0]), float(domain == "normal")]]])
+
+    def null(self, batch: int) -> Tensor:
+        return torch.full((batch, 1, 3), torch.nan)
+
+
+class OracleUNet(nn.Module):
+    """Knows the true head: whatever is noisy, it sees the truth behind it. Without a condition it believes its input."""
+
+    def __init__(self, truth: Head, broken_after: int = 10**6) -> None:
+        super().__init__()
+        self.truth, self.calls, self.broken_after = truth, 0, broken_after
+        self.config = {"cross_attention_dim": 3, "in_channels": 3}
+        self.alphas = DDIMScheduler(**STARTER_SCHEDULE).alphas_cumprod
+
+    def forward(self, z_t: Tensor, t: Tensor, condition: Tensor) -> SimpleNamespace:
+        self.calls += 1
+        if self.calls > self.broken_after:
+            return SimpleNamespace(sample=torch.full_like(z_t, torch.nan))
+        a = self.alphas[t].view(-1, 1, 1, 1)
+        found = []
+        for row, (azimuth, elevation, normal) in enumerate(condition[:, 0].tolist()):
+            if azimuth != azimuth:
+                found.append(z_t[row : row + 1] * a[row].sqrt())
+                continue
+            view = render_view(self.truth, azimuth, elevation, SIZE, self.truth.density_grid(), 256)
+            found.append((view.normal if normal else view.rgb) * 2 - 1)
+        return SimpleNamespace(sample=(z_t - a.sqrt() * torch.cat(found)) / (1 - a).sqrt())
+
+
+def oracle(truth: Head, broken_after: int = 10**6) -> DiffusionPrior:
+    scheduler = DDIMScheduler(**STARTER_SCHEDULE | {"prediction_type": "epsilon"})
+    denoiser = Denoiser(OracleUNet(truth, broken_after), scheduler, AngleCondition())  # type: ignore[arg-type]
+    return DiffusionPrior(PixelCodec(), {"rgb": denoiser, "normal": denoiser}, SIZE)  # type: ignore[arg-type]
+
+
+def side_error(head: Head, truth: Head) -> float:
+    """Mean difference of the mattes from the side."""
+    camera = Camera.orbit(90, 0, 64)
+    with torch.no_grad():
+        return float((head.render(camera).alpha - truth.render(camera).alpha).abs().mean())
+
+
+def test_step_zero_is_exactly_the_prior(flat: Head) -> None:
+    phi = DetailPreservationUNet(config_for(flat))
+    again = RestoredField(flat, phi).merged()
+    assert torch.equal(again.geometry.planes, flat.geometry.planes) and again.appearance is again.geometry
+    own_colour = flat.with_planes(
+        appearance=flat.geometry.with_planes(flat.geometry.planes.repeat_interleave(2, 3).repeat_interleave(2, 4))
+    )
+    phi = DetailPreservationUNet(config_for(own_colour))
+    again = RestoredField(own_colour, phi, autocast=True).merged()
+    assert torch.equal(again.geometry.planes, own_colour.geometry.planes)
+    assert torch.equal(again.appearance.planes, own_colour.appearance.planes)
+    with torch.no_grad():
+        for parameter in phi.out.parameters():
+            parameter.fill_(0.1)
+    changed = RestoredField(own_colour, phi).merged()
+    assert not torch.equal(changed.geometry.planes, flat.geometry.planes)
+    assert changed.appearance.planes.shape[3] == 64
+
+
+def test_no_steps_give_the_prior_back(flat: Head) -> None:
+    result = restore(flat, portrait_of(flat), RestorationSettings(steps=0), context(), phi=DetailPreservationUNet(config_for(flat)))
+    assert torch.equal(result.geometry.planes, flat.geometry.planes) and result.meta["restored"]
+
+
+def test_phi_names_what_does_not_fit(flat: Head, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the head has planes of 8"):
+        RestoredField(flat, DetailPreservationUNet(DetailUNetConfig(channels=16, outputs=16)))
+    with pytest.raises(ValueError, match="divisible by 4"):
+        DetailPreservationUNet(DetailUNetConfig(channels=8, outputs=8))(torch.zeros(3, 8, 30, 30))
+    (tmp_path / "x.safetensors").write_bytes(b"nothing")
+    with pytest.raises(PortraitDiffusionError) as caught:
+        load_detail_unet(tmp_path / "x.safetensors")
+    assert caught.value.code == "weights-unreadable"
+
+
+def test_phi_is_saved_with_its_sizes(tmp_path: Path) -> None:
+    phi = DetailPreservationUNet(DetailUNetConfig(channels=8, outputs=16, widths=(8, 16)))
+    with torch.no_grad():
+        phi.out.weight.normal_(0, 0.1)
+    save_detail_unet(phi, tmp_path / "phi.safetensors", data="none")
+    again, planes = load_detail_unet(tmp_path / "phi.safetensors"), torch.rand(3, 8, 16, 16)
+    assert again.config == phi.config
+    torch.testing.assert_close(again(planes), phi(planes), atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("azimuth", [0.0, 120.0, -90.0])
+def test_a_ball_has_the_same_normal_map_from_every_side(azimuth: float) -> None:
+    ball = solid((0.3, 0.3, 0.3))
+    with torch.no_grad():
+        view = render_view(ball, azimuth, 20.0, SIZE, ball.density_grid(), 256)
+    image, mid = view.normal[0], SIZE // 2
+    torch.testing.assert_close(
+        image[:, mid - 1 : mid + 1, mid - 1 : mid + 1].mean((1, 2)), torch.tensor([0.5, 0.5, 1.0]), atol=0.02, rtol=0
+    )
+    assert image[0, mid, mid + 6] > 0.6 > 0.4 > image[0, mid, mid - 6], "x to the right"
+    assert image[1, mid - 6, mid] > 0.6 > 0.4 > image[1, mid + 6, mid], "y up"
+    torch.testing.assert_close(image[:, 0, 0], torch.full((3,), 0.5))
+    shown, matte = clean_normals(view.normal)
+    assert (matte[0, 0] - view.out.alpha).abs().mean() < 0.02 and (shown - view.normal).abs().mean() < 0.02
+    soft, again = clean_normals(0.5 + 0.8 * (view.normal - 0.5))
+    assert (again - matte).abs().mean() < 0.02 and (soft - view.normal).abs().mean() < 0.02, "short vectors inside are no holes"
+
+
+def test_views_go_all_around_within_the_pitch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    angles = torch.tensor([draw_angles(k, 77.0, generator) for k in range(36)])
+    azimuth = (angles[:, 0] % 360).sort().values
+    gaps = torch.cat([azimuth.diff(), azimuth[:1] + 360 - azimuth[-1:]])
+    assert gaps.max() < 40 and angles[:, 1].abs().max() <= 30 and angles[:, 1].abs().max() > 20
+
+
+def test_colours_keep_their_pattern_and_take_the_sitters_tone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    source, target = (torch.rand(1, 3, 16, 16, generator=generator) * s + o for s, o in ((0.2, 0.1), (0.3, 0.6)))
+    matte = torch.ones(1, 1, 16, 16)
+    matched = matched_colours(target, source, matte)
+    torch.testing.assert_close(matched.mean((2, 3)), source.mean((2, 3)))
+    torch.testing.assert_close(matched.std((2, 3)), source.std((2, 3)), rtol=0.01, atol=0)
+    assert torch.corrcoef(torch.stack([matched.flatten(), target.flatten()]))[0, 1] > 0.8
+
+
+def test_regularisers_at_known_values() -> None:
+    assert float(opaque_loss(torch.tensor([0.5]))) == pytest.approx(0.6931, abs=1e-3)
+    assert float(opaque_loss(torch.tensor([0.0, 1.0]))) < 0.01
+    assert float(sparsity_loss(torch.zeros(4))) == pytest.approx(0.1)
+    assert float(variation_loss(torch.full((1, 3, 1, 4, 4, 2), 3.0))) == 0
+    ramp = torch.arange(4.0).view(1, 1, 1, 1, 4, 1).expand(1, 3, 1, 4, 4, 2)
+    assert float(variation_loss(ramp)) == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        RestorationSettings(),
+        RestorationSettings(guidance="sds", normal_weight=3.0),
+        RestorationSettings(guidance="sds", perp_neg=True, normal_weight=3.0, guidance_scale=1.0),
+        RestorationSettings(guidance="interval", normal_weight=3.0),
+    ],
+    ids=["x0", "sds", "perp-neg", "interval"],
+)
+def test_a_prior_that_knows_the_truth_restores_it(flat: Head, truth: Head, settings: RestorationSettings) -> None:
+    settings = replace(settings, steps=25, render_size=SIZE, learning_rate=0.002)
+    restored = restore(flat, portrait_of(truth), settings, context(), oracle(truth))
+    assert side_error(restored, truth) < 0.6 * side_error(flat, truth)
+    front = Camera.orbit(0, 0, 64)
+    with torch.no_grad():
+        before, after, goal = (h.render(front).alpha for h in (flat, restored, truth))
+    assert (after - goal).abs().mean() < (before - goal).abs().mean() + 0.01
+
+
+def test_only_phi_and_the_decoder_learn(flat: Head, truth: Head) -> None:
+    network = SuperResolution()
+    head = replace(flat, super_resolution=network)
+    kept = [x.clone() for x in (*network.parameters(), *head.decoder.parameters(), head.geometry.planes)]
+    settings = RestorationSettings(steps=2, render_size=SIZE)
+    restored = restore(head, portrait_of(flat), settings, context(), oracle(truth))
+    now = (*network.parameters(), *head.decoder.parameters(), head.geometry.planes)
+    assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
+    assert restored.super_resolution is network
+    assert not torch.equal(restored.decoder.out.weight, head.decoder.out.weight)
+    assert not restored.geometry.planes.requires_grad and not any(p.requires_grad for p in restored.decoder.parameters())
+
+
+def test_the_same_seed_restores_the_same_head_and_reports_previews(flat: Head, truth: Head) -> None:
+    log: list[Progress] = []
+    settings = RestorationSettings(steps=3, render_size=SIZE)
+    runs = [restore(flat, portrait_of(flat), settings, context(seed, log=log), oracle(truth)) for seed in (1, 1, 2)]
+    assert torch.equal(runs[0].geometry.planes, runs[1].geometry.planes)
+    assert not torch.equal(runs[0].geometry.planes, runs[2].geometry.planes)
+    assert [p.step for p in log[:4]] == [0, 1, 2, 3] and all(p.steps == 4 for p in log)
+    previews: list[Any] = [p.preview for p in log if p.preview is not None]
+    assert previews and previews[0].shape == (SIZE, SIZE, 3) and float(previews[0].min()) >= 0 and float(previews[0].max()) <= 1
+    assert {"normal", "matte", "colours", "reference"} <= set(log[1].metrics)
+
+
+def test_numbers_that_are_not_finite_stop_it_with_the_last_good_head(flat: Head, truth: Head) -> None:
+    settings = RestorationSettings(steps=20, render_size=SIZE)
+    with pytest.raises(RestorationDiverged) as caught:
+        restore(flat, portrait_of(flat), settings, context(), oracle(truth, broken_after=14))
+    error = caught.value
+    assert error.code == "restoration-diverged" and error.step == 7 and "step 8" in error.message
+    planes = error.head.geometry.planes
+    assert bool(torch.isfinite(planes).all()) and not torch.equal(planes, flat.geometry.planes)
+    with torch.no_grad():
+        assert bool(torch.isfinite(error.head.render(Camera.orbit(180, 0, 32)).rgb).all())
+
+
+def test_cancel_stops_it(flat: Head, truth: Head) -> None:
+    with pytest.raises(Cancelled):
+        restore(flat, portrait_of(flat), RestorationSettings(steps=50, render_size=SIZE), context(cancel_after=2), oracle(truth))
+
+
+def test_the_memory_budget_changes_nothing_but_memory(flat: Head) -> None:
+    gradients = []
+    for budget in (1024.0, 0.5):
+        torch.manual_seed(0)
+        phi = DetailPreservationUNet(config_for(flat))
+        torch.nn.init.normal_(phi.out.weight, 0, 1e-3)
+        view = render_view(RestoredField(flat, phi), 90, 0, SIZE, flat.density_grid(), budget)
+        (view.normal.sum() + view.out.alpha.sum()).backward()
+        gradients.append(phi.out.bias.grad)
+    assert gradients[0] is not None and gradients[0].abs().sum() > 0
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-2, rtol=1e-3)
