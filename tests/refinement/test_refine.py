@@ -91,7 +91,7 @@ def test_the_stage_runs_end_to_end_and_gives_views_for_the_bake(method: str, hea
 
 
 def test_transport_brings_the_photo_to_the_sides_and_not_to_the_back(head: Head, portrait: Portrait) -> None:
-    settings = replace(QUICK, method="transport", iterations=1, between_views=0, settle_steps=60, views=9)
+    settings = replace(QUICK, method="transport", iterations=1, between_views=0, settle_steps=150, views=9)
     result = refine(head, portrait, settings, context())
     for azimuth in (10, 50, -30):
         assert stripe(result.head, azimuth) > stripe(head, azimuth) + 0.3
