@@ -18,6 +18,7 @@ REQUIRED = {
     "torch": "torch", "numpy": "numpy", "scipy": "scipy", "pillow": "PIL", "safetensors": "safetensors", "mediapipe": "mediapipe",
     "opencv-contrib-python": "cv2", "numba": "numba", "PyMCubes": "mcubes", "xatlas": "xatlas",
     "fast-simplification": "fast_simplification", "typer": "typer", "rich": "rich", "platformdirs": "platformdirs", "pyzmq": "zmq",
+    "diffusers": "diffusers",
 }  # fmt: skip
 OPTIONAL = {
     "pillow-heif": ("pillow_heif", "photos in HEIC format"),

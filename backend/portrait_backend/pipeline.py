@@ -38,7 +38,7 @@ CPU_ALLOCATOR = "DefaultCPUAllocator"
 """Torch names it in the plain RuntimeError that stands for "out of memory" on the CPU."""
 RECORDED_PACKAGES = (
     "torch", "numpy", "scipy", "pillow", "mediapipe", "opencv-contrib-python", "numba", "PyMCubes", "xatlas", "fast-simplification",
-    "safetensors",
+    "safetensors", "diffusers",
 )  # fmt: skip
 
 

@@ -49,6 +49,7 @@ def lazily(module: str, name: str) -> Runner:
 
 RUNNERS: dict[str, Runner] = {
     "prior": _prior,
+    "restoration": lazily("portrait_backend.restoration.fit", "restore"),
     "refinement": _refinement,
 }
 """The stages of this version, in the order in which they run. The settings of a stage are the group of its name."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 import subprocess
 import sys
@@ -53,7 +52,9 @@ def test_every_setting_is_an_option_and_arrives(photo: Path, tmp_path: Path) -> 
         if info.path in ("device", "stages", "output.turntable"):
             continue
         name = info.options[0]
-        value = info.choices[-1] if info.choices else min(int(info.minimum or 0) + 1, info.maximum or math.inf)
+        value = info.choices[-1] if info.choices else int(info.minimum or 0) + 1
+        if info.type is float:
+            value = ((info.minimum or 0) + (info.maximum or 1)) / 2
         if info.type is bool:
             arguments.append("--no-" + name[2:])
             expected[info.path] = False
@@ -84,7 +85,7 @@ def test_format_names_the_mesh_file(photo: Path, tmp_path: Path, kind: str) -> N
         (["generate", "nobody.jpg", "-o", "out"], "image-missing"),
         (["generate", "PHOTO", "-o", "out", "--faces=-1"], "setting-invalid"),
         (["generate", "PHOTO", "-o", "out", "--stages", "prior,polish"], "setting-invalid"),
-        (["generate", "PHOTO", "-o", "out", "--stages", "prior, restoration"], "stage-unavailable"),
+        (["generate", "PHOTO", "-o", "out", "--stages", "prior, refinement, restoration"], "setting-invalid"),
         (["generate", "PHOTO", "-o", "."], "output-in-use"),
         (["render", "nowhere", "--cameras", "c.json", "-o", "out"], "job-not-found"),
         (["train", "prior", "--data", "nowhere"], "data-not-found"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from portrait_backend.context import Context
 from portrait_backend.server.engine import PipelineEngine
 from tests.cli import fake_parts
+from tests.restoration import small_stage
 
 
 class FakePipeline(PipelineEngine):
@@ -33,6 +35,14 @@ class Hungry(FakePipeline):
     def __init__(self, device: str) -> None:
         super().__init__(device)
         sys.modules["portrait_backend.mesh.build"].build_mesh = _too_much  # type: ignore[attr-defined]
+
+
+class Restoring(FakePipeline):
+    """Runs the real stage 2 with the tiny weights in the folder WEIGHTS."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device)
+        small_stage.install(pytest.MonkeyPatch(), Path(os.environ["WEIGHTS"]))
 
 
 def _too_much(head: Any, portrait: Any, settings: Any, context: Context, views: Any = ()) -> None:

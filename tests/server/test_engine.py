@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from portrait_backend.server.engine import PREVIEW_SIDES, jpeg
 from portrait_shared import protocol as p
 from portrait_shared.settings import OutputSettings, Settings
 from tests.cli import fake_parts
+from tests.restoration import small_stage
 from tests.server.harness import Server, wait_for
 
 SETTINGS = Settings(seed=5, output=OutputSettings(view_size=64, turntable_frames=4, turntable_size=64))
@@ -68,6 +70,27 @@ def test_a_killed_worker_loses_only_the_stage_it_was_in(server: Server, tmp_path
     again = client.submit(None, SETTINGS, parent=job.id)
     assert server.wait(client, again.id, 60).state == "completed"
     assert (server.folder(again.id) / "result/head.glb").read_bytes() == first, "the same bytes as without the interruption"
+
+
+def test_a_worker_killed_in_the_restoration_goes_on_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_stage.write_weights(tmp_path / "weights")
+    monkeypatch.setenv("WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    settings = replace(small_stage.SETTINGS, restoration=replace(small_stage.SETTINGS.restoration, steps=20))
+    with Server(tmp_path / "data", "tests.server.fake_pipeline:Restoring").start() as server:
+        client = server.client()
+        job = client.submit(b"photo", settings)
+        wait_for(lambda: client.job(job.id).stage == "restoration" and client.job(job.id).step >= 2, "the restoration", 180)
+        server.kill_worker()
+        assert server.wait(client, job.id).state == "failed"
+        finished = {path.name for path in (server.folder(job.id) / "checkpoints").glob("*.json")}
+        assert finished == {"portrait.json", "prior.json"}
+        client.resume(job.id)
+        assert server.wait(client, job.id, 180).state == "completed"
+        again = client.submit(None, settings, parent=job.id)
+        assert server.wait(client, again.id, 180).state == "completed"
+        first, second = ((server.folder(id) / "result/head.glb").read_bytes() for id in (job.id, again.id))
+        assert first == second, "the same bytes as without the interruption"
 
 
 def test_texturing_again_through_the_server(server: Server) -> None:

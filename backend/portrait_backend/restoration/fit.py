@@ -13,7 +13,7 @@ from torch import Tensor
 
 from portrait_backend.context import Context
 from portrait_backend.diffusion import BACKGROUND
-from portrait_backend.models import STARTER
+from portrait_backend.models import starter_path
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.decoder import Decoder
@@ -22,6 +22,7 @@ from portrait_backend.radiance.head import Head
 from portrait_backend.restoration.detail_unet import (
     DETAIL_WEIGHTS,
     DetailPreservationUNet,
+    DetailUNetConfig,
     config_for,
     load_detail_unet,
 )
@@ -122,13 +123,14 @@ class Fit:
 
 
 def starter_phi(head: Head) -> DetailPreservationUNet:
-    """Return the shipped pre-trained phi if it is there and fits the head, else a fresh one (whose residual is zero)."""
-    path, config = STARTER / DETAIL_WEIGHTS, config_for(head)
-    if path.is_file():
-        phi = load_detail_unet(path)
-        if phi.config == config:
-            return phi
-    return DetailPreservationUNet(config)
+    """Return the shipped pre-trained phi; for planes of another shape than the starter prior's a fresh one (whose residual is zero).
+
+    PortraitDiffusionError ``weights-missing`` where it is not installed.
+    """
+    config = config_for(head)
+    if config != DetailUNetConfig():
+        return DetailPreservationUNet(config)
+    return load_detail_unet(starter_path(DETAIL_WEIGHTS))
 
 
 def starter_prior() -> DiffusionPrior:
