@@ -95,7 +95,7 @@ class RefinementSettings:
     method: Literal["diffusion", "transport"] = setting(
         "diffusion",
         "Method",
-        "diffusion: the denoiser paints what a view's neighbour can't show; transport: only carry what the neighbour shows, no network.",
+        "diffusion: the denoiser paints what a view's neighbour can't show; transport: only carry what the photo shows, no network.",
     )
     views: int = setting(13, "Views", "Fixed views around the head, the photo's among them.", min=1, max=36, step=1)
     elevation: float = setting(0.0, "Elevation", "Elevation of the fixed views.", min=-45, max=45, step=5, unit="degrees")
@@ -126,6 +126,10 @@ class RefinementSettings:
     settle_steps: int = setting(
         40, "Settling steps", "Steps that bring the head to the kept images and the photo at the end.", min=0, max=1000, step=10
     )
+    tones: Literal["head", "denoiser"] = setting(
+        "head", "Tones", "head: the denoiser adds fine detail to the head's own colours; denoiser: its images are taken as they are."
+    )
+    keep_photo: bool = setting(True, "Keep the photo's pixels", "Where the photo shows the place, its own pixels stay.")
     warp: Literal["pull", "splat"] = setting(
         "pull", "Warp", "pull: look back from the target's depth, sharp; splat: carry the neighbour's points forward, as the paper does."
     )

@@ -13,7 +13,7 @@ from portrait_backend.radiance.cameras import Camera
 from portrait_backend.refinement.branches import Branch, BranchConfig
 from portrait_backend.refinement.hybrid_priors import Conditions, HybridPriors, HybridPriorsConfig, tap_warps
 from portrait_backend.refinement.injection import injected, tap_modules
-from portrait_backend.refinement.weights import load_hybrid_priors, save_hybrid_priors
+from portrait_backend.refinement.weights import check_partners, fingerprint, load_hybrid_priors, save_hybrid_priors
 from portrait_shared.errors import PortraitDiffusionError
 from tests.geometry.spheres import view_of
 
@@ -250,3 +250,17 @@ def test_files_that_are_not_the_models_are_named(tmp_path: Path) -> None:
 def test_the_wrong_number_of_residuals_is_refused() -> None:
     with pytest.raises(ValueError, match="taps, got 3"), injected(tiny_unet(), [torch.zeros(1)] * 3):
         pass
+
+
+def test_branches_of_another_denoiser_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    denoiser, other = tiny_denoiser(0), tiny_denoiser(1)
+    path, silent = tmp_path / "hybrid_priors.safetensors", tmp_path / "silent.safetensors"
+    model = model_of(denoiser.unet)
+    save_hybrid_priors(model, path, denoiser=fingerprint(denoiser))
+    check_partners(path, denoiser=denoiser)
+    with pytest.raises(PortraitDiffusionError, match="another denoiser") as caught:
+        check_partners(path, denoiser=other)
+    assert caught.value.code == "weights-mismatched"
+    save_hybrid_priors(model, silent)
+    check_partners(silent, denoiser=other)
+    assert "doesn't say which denoiser" in caplog.text

@@ -16,7 +16,7 @@ from portrait_backend.radiance.head import Head
 from portrait_backend.refinement import refine as module
 from portrait_backend.refinement.noise_resampling import image_gradients
 from portrait_backend.refinement.refine import RefinedHead, refine
-from portrait_backend.refinement.sampling import Refiner
+from portrait_backend.refinement.sampling import Refiner, detail_on, feathered, project_photo
 from portrait_backend.refinement.view_ring import between, outward, view_ring
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import RefinementSettings
@@ -168,6 +168,7 @@ def test_one_render_serves_two_gradients_per_view(
         {"implicit_branch": False},
         {"literal_implicit": True},
         {"warp": "splat"},
+        {"tones": "denoiser", "keep_photo": False},
         {"shape_rate": 0.001, "swing": 10.0},
     ],
 )
@@ -189,3 +190,40 @@ def test_missing_weights_are_said(head: Head, portrait: Portrait, monkeypatch: p
     with pytest.raises(PortraitDiffusionError) as caught:
         refine(head, portrait, QUICK, context())
     assert caught.value.code == "weights-missing"
+
+
+def test_the_photo_reaches_a_view_in_one_step_and_counts_less_where_it_looks_askew(head: Head, portrait: Portrait) -> None:
+    work = module._Refinement(head, portrait, replace(QUICK, image_size=128, views=13), context(), None, None)
+    work._reference()
+    assert work.front is not None
+    with torch.no_grad():
+        near, far = (work._render(work.ring[number]) for number in (1, 7))
+    (pixels, share), (_, nothing) = project_photo(work.front, near), project_photo(work.front, far)
+    assert float(nothing.max()) == 0, "at 111 degrees the photo shows nothing squarely"
+    middle = share[0, 0, 64, 30:98]
+    assert middle.max() == 1 and middle[-1] < 0.2 and share[0, 0, 0].max() == 0
+    row = int(pixels[0, 0].sub(pixels[0, 1]).mul(share[0, 0]).sum(1).argmax())
+    assert abs(row - 64) < 3, "the stripe stays at its height"
+
+
+def test_detail_keeps_the_heads_tones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rendered = torch.tensor([0.5, 0.3, 0.2]).view(1, 3, 1, 1).expand(1, 3, 64, 64)
+    alpha = torch.ones(1, 1, 64, 64)
+    fine = 0.1 * ((torch.arange(64) // 2 % 2) * 2.0 - 1).expand(1, 3, 64, 64)
+    tint = torch.tensor([0.2, -0.1, 0.1]).view(1, 3, 1, 1)
+    result = detail_on(rendered, rendered + fine + tint, alpha)
+    torch.testing.assert_close(result.mean((2, 3)), rendered.mean((2, 3)), atol=0.01, rtol=0)
+    torch.testing.assert_close(result[:, 0] / result[:, 1], rendered[:, 0] / rendered[:, 1], atol=1e-3, rtol=0)
+    assert float(result.mean(1).std()) > 0.08, "the stripes are there"
+    assert torch.allclose(detail_on(rendered, rendered + tint, alpha), rendered, atol=1e-5), "a change of tone alone is no detail"
+    assert torch.isfinite(detail_on(torch.rand(1, 3, 64, 64, generator=generator), rendered, 0 * alpha)).all()
+
+
+def test_a_mask_loses_its_border_and_its_specks() -> None:
+    mask = torch.zeros(1, 1, 256, 256)
+    mask[..., 40:200, 40:200] = 1
+    mask[..., 220:223, 220:223] = 1
+    soft = feathered(mask)
+    assert soft[0, 0, 120, 120] == 1 and soft[0, 0, 120, 41] < 0.5 and float(soft[..., 210:, 210:].max()) == 0
+    assert bool((soft <= mask).all())

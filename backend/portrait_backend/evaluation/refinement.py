@@ -23,6 +23,7 @@ from torch import Tensor
 
 from portrait_backend.context import cpu_context
 from portrait_backend.evaluation.held_out import camera_at, portrait_of, with_true_pose
+from portrait_backend.evaluation.restoration import kept
 from portrait_backend.prior.starter import StarterPrior
 from portrait_backend.radiance.head import Head
 from portrait_backend.refinement.refine import refine
@@ -82,14 +83,26 @@ def score(head: Head, data: HeadDataset, identity: int, table: dict[str, list[li
 
 
 def evaluate(
-    data: HeadDataset, identities: int, rows: list[str], base: RefinementSettings, refiner: Refiner | None, sheet: Path | None = None
+    data: HeadDataset,
+    identities: int,
+    rows: list[str],
+    base: RefinementSettings,
+    refiner: Refiner | None,
+    sheet: Path | None = None,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
-    """Score the rows on up to `identities` heads; optionally a PNG sheet (first six heads): truth above every row."""
+    """Score the rows on up to `identities` heads; optionally a PNG sheet (first six heads): truth above every row.
+
+    cache: a folder in which stage 1's heads are kept, so that several runs can share them.
+    """
     tables: dict[str, dict[str, list[list[float]]]] = {name: {} for name in rows}
     strips: list[Tensor] = []
     for row in range(min(identities, len(data.input_id))):
         portrait, identity = portrait_of(data, row), int(data.input_id[row])
-        head = StarterPrior().initialise(portrait, PriorSettings(), cpu_context(row))
+        head = kept(
+            cache and cache / f"{row:03d}.safetensors",
+            lambda p=portrait, seed=row: StarterPrior().initialise(p, PriorSettings(), cpu_context(seed)),  # type: ignore[misc]
+        )
         columns = [torch.cat([truth_of(data, identity, v)[0] for v in SHOWN], 1)]
         for name in rows:
             changes = ROWS[name]
@@ -121,6 +134,7 @@ def main() -> None:
     )
     parser.add_argument("-o", "--output", type=Path, default=None)
     parser.add_argument("--sheet", type=Path, default=None)
+    parser.add_argument("--cache", type=Path, default=None, help="keep stage 1's heads in this folder")
     parser.add_argument("--true-pose", action="store_true", help="take the input's true pose instead of fitting it")
     a = parser.parse_args()
     data = load_heads(a.data, a.identities, seed=1, input_views=(0,))
@@ -128,7 +142,7 @@ def main() -> None:
     base = RefinementSettings(**a.settings)
     needed = any(replace(base, **(ROWS[r] or {})).method == "diffusion" for r in a.rows if ROWS[r] is not None)
     refiner = load_refiner(a.codec, a.denoiser, a.priors) if needed else None
-    result = evaluate(data, a.identities, a.rows, base, refiner, a.sheet) | {"settings": a.settings, "true_pose": a.true_pose}
+    result = evaluate(data, a.identities, a.rows, base, refiner, a.sheet, a.cache) | {"settings": a.settings, "true_pose": a.true_pose}
     text = json.dumps(result, indent=1)
     print(text)
     if a.output is not None:

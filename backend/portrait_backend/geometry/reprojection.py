@@ -32,12 +32,15 @@ class Warp:
     source: Splats | Tensor
     mask: Tensor
 
-    def apply(self, features: Tensor) -> Tensor:
-        """Carry driver features (B, C, h, w) into the target: (B, C, H, W), 0 where nothing is known; differentiable in them."""
+    def apply(self, features: Tensor, mode: Literal["bilinear", "bicubic"] = "bilinear") -> Tensor:
+        """Carry driver features (B, C, h, w) into the target: (B, C, H, W), 0 where nothing is known; differentiable in them.
+
+        mode: how a look-up reads between pixels; "bicubic" keeps an image crisper and may overshoot.
+        """
         if isinstance(self.source, Splats):
             return self.source.composite(features.flatten(2).transpose(1, 2), "alpha") * self.mask
         # places in the grid's precision: bf16 would err by half a pixel at 64
-        carried = F.grid_sample(features.to(self.source.dtype), self.source, mode="bilinear", padding_mode="border", align_corners=False)
+        carried = F.grid_sample(features.to(self.source.dtype), self.source, mode=mode, padding_mode="border", align_corners=False)
         return (carried * self.mask).to(features.dtype)
 
     def repeated(self, times: int) -> Warp:

@@ -22,7 +22,7 @@ from portrait_backend.radiance.density_grid import SAMPLES
 from portrait_backend.radiance.head import Head
 from portrait_backend.refinement.noise_resampling import Aggregate, Gradient, anchor_noise, image_gradients, resample, retain
 from portrait_backend.refinement.psi import Psi
-from portrait_backend.refinement.sampling import Driver, Refiner, load_refiner, new_image
+from portrait_backend.refinement.sampling import Driver, Front, Refiner, load_refiner, new_image
 from portrait_backend.refinement.settle import Target, settle
 from portrait_backend.refinement.state import RefinementState, ViewState, fingerprint_of
 from portrait_backend.refinement.view_images import ViewImages, photo_image, render_view
@@ -35,7 +35,10 @@ LATENTS, FACTOR = 4, 4
 
 @dataclass(frozen=True)
 class RefinedView:
-    """A refined image to bake: image (S, S, 3) in [0, 1] over grey, matte and valid (S, S), camera, steps away from the photo's view."""
+    """A refined image to bake: foreground colours (S, S, 3) in [0, 1], matte (S, S), camera, steps away from the photo's view.
+
+    valid (S, S): where it shows more than the head's own colours.
+    """
 
     image: Tensor
     matte: Tensor
@@ -83,11 +86,13 @@ class _Refinement:
         elevations = (settings.elevation + settings.swing, settings.elevation - settings.swing)
         ring = view_ring(settings.views, elevations, portrait.camera, portrait.yaw, portrait.pitch, size)
         self.ring = [_on(view, device) for view in ring]
-        self.fingerprint = fingerprint_of(head, portrait, settings) if state is not None else ""
+        networks = [] if refiner is None else [refiner.codec, refiner.denoiser, refiner.priors]
+        self.fingerprint = fingerprint_of(head, portrait, settings, networks) if state is not None else ""
         self.psi = Psi(head, settings)
         self.state = RefinementState(self.psi.parameters, self.psi.optimiser, [ViewState() for _ in ring])
         self.photo, self.matte, self.valid = (x.to(device) for x in photo_image(portrait, size))
         self.tokens: dict[tuple[float, float], Tensor] = {}
+        self.front: Front | None = None
         self.steps = settings.iterations * (len(ring) + settings.between_views) + settings.settle_steps
 
     def run(self) -> RefinedHead:
@@ -141,7 +146,8 @@ class _Refinement:
         (gradient,) = image_gradients(shown.image, [image], self.psi.parameters)
         if state.anchor is None:
             state.anchor = self._fresh_noise()
-        state.image = image
+        state.image, state.new = image, self.matte * self.valid
+        self.front = Front(image, shown.surface, state.new)
         return Driver(image, shown.surface, state.anchor), gradient
 
     def _fixed_view(self, number: int, driver: Driver, driver_gradient: Gradient) -> tuple[Driver, Gradient, bool]:
@@ -150,13 +156,13 @@ class _Refinement:
         if state.anchor is None:
             state.anchor = anchor_noise(driver.noise, driver.surface, shown.surface, self.context.generator)
         noise = self._noise(state.anchor)
-        image = self._image(self.ring[number], driver, shown, noise)
+        image, fresh = self._image(self.ring[number], driver, shown, noise)
         compared = state.image if self.settings.noise == "resampled" else None
         targets = [image] if compared is None else [image, compared]
         gradients = image_gradients(shown.image, targets, self.psi.parameters)
         outcome = retain(gradients[0], gradients[1] if compared is not None else None, driver_gradient)
         if outcome.new:
-            state.image, state.anchor = image, noise
+            state.image, state.new, state.anchor = image, fresh, noise
         assert state.image is not None
         return Driver(state.image, shown.surface, state.anchor), outcome.gradient, outcome.new
 
@@ -169,12 +175,13 @@ class _Refinement:
         with torch.no_grad():
             surface = self._render(self.ring[view.driver]).surface
         noise = anchor_noise(kept.anchor, surface, shown.surface, generator)
-        image = self._image(view, Driver(kept.image, surface, kept.anchor), shown, noise)
+        image, _ = self._image(view, Driver(kept.image, surface, kept.anchor), shown, noise)
         (gradient,) = image_gradients(shown.image, [image], self.psi.parameters)
         return gradient
 
-    def _image(self, view: RingView, driver: Driver, shown: ViewImages, noise: Tensor) -> Tensor:
-        return new_image(self.refiner, driver, shown, noise, self._tokens(view), self.settings)
+    def _image(self, view: RingView, driver: Driver, shown: ViewImages, noise: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.front is not None, "every round begins with the photo"
+        return new_image(self.refiner, driver, self.front, shown, noise, self._tokens(view), self.settings)
 
     def _noise(self, anchor: Tensor) -> Tensor:
         if self.settings.noise == "random":
@@ -206,10 +213,9 @@ class _Refinement:
     def _targets(self) -> list[Target]:
         """The photo and the kept images as what `settle` meets."""
         targets = []
-        for number, (view, state) in enumerate(zip(self.ring, self.state.views, strict=True)):
-            if state.image is not None:
-                known = self.matte * self.valid if number == 0 else None
-                targets.append(Target.of_image(view.camera, state.image, self._render(view).surface, known))
+        for view, state in zip(self.ring, self.state.views, strict=True):
+            if state.image is not None and state.new is not None:
+                targets.append(Target.of_image(view.camera, state.image, self._render(view).surface, state.new))
         return targets
 
     @torch.no_grad()
@@ -217,12 +223,12 @@ class _Refinement:
         """The kept images with the render's silhouette, without the photo's own view (the bake has the photo itself)."""
         refined = []
         for view, state in list(zip(self.ring, self.state.views, strict=True))[1:]:
-            if state.image is None:
+            if state.image is None or state.new is None:
                 continue
             matte = self._render(view).alpha[0, 0].detach()
             image = _straight(state.image, matte)
             camera = view.camera.to(torch.device("cpu"))
-            refined.append(RefinedView(image.cpu().float(), matte.cpu().float(), torch.ones_like(matte).cpu().float(), camera, view.order))
+            refined.append(RefinedView(image.cpu().float(), matte.cpu().float(), state.new[0, 0].cpu().float(), camera, view.order))
         return tuple(refined)
 
 

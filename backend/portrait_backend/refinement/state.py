@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from portrait_backend.files import atomic_path
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.head import Head
+from portrait_backend.refinement.weights import fingerprint
 from portrait_shared.settings import RefinementSettings, to_dict
 
 FORMAT = 1
@@ -28,10 +30,14 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class ViewState:
-    """A fixed view: anchor noise (1, C, h, w) and the image it keeps (1, 3, S, S) over grey; None before its first turn."""
+    """A fixed view: anchor noise (1, C, h, w), the image it keeps (1, 3, S, S) over grey and where that is new (1, 1, S, S).
+
+    None before its first turn.
+    """
 
     anchor: Tensor | None = None
     image: Tensor | None = None
+    new: Tensor | None = None
 
 
 @dataclass
@@ -51,7 +57,7 @@ class RefinementState:
         for k, values in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{k}.{name}": torch.as_tensor(value) for name, value in values.items()}
         for k, view in enumerate(self.views):
-            tensors |= {f"view.{k}.{name}": v for name, v in (("anchor", view.anchor), ("image", view.image)) if v is not None}
+            tensors |= {f"view.{k}.{name}": v for name, v in vars(view).items() if v is not None}
         record = {"format": FORMAT, "fingerprint": fingerprint, "iteration": self.iteration, "kept": self.kept}
         with atomic_path(path) as part:
             save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, part, {"refinement": json.dumps(record)})
@@ -90,9 +96,10 @@ class RefinementState:
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": memory})
 
 
-def fingerprint_of(head: Head, portrait: Portrait, settings: RefinementSettings) -> str:
-    """Return what identifies the work: a hash of the photo, the head's planes and the settings."""
-    digest = hashlib.sha256(json.dumps([portrait.sha256, to_dict(settings)], sort_keys=True).encode())
+def fingerprint_of(head: Head, portrait: Portrait, settings: RefinementSettings, networks: Sequence[nn.Module] = ()) -> str:
+    """Return what identifies the work: a hash of the photo, the head's planes, the settings and the networks' weights."""
+    record = [portrait.sha256, to_dict(settings), [fingerprint(network) for network in networks]]
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
     digest.update(portrait.rgba.numpy().tobytes())
     for plane in (head.geometry, head.appearance):
         digest.update(plane.planes.detach().half().cpu().numpy().tobytes())

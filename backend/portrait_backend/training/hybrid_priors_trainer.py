@@ -24,7 +24,7 @@ from portrait_backend.refinement.hybrid_priors import Conditions, HybridPriors, 
 from portrait_backend.refinement.injection import injected
 from portrait_backend.refinement.noise_resampling import anchor_noise
 from portrait_backend.refinement.view_images import normal_image
-from portrait_backend.refinement.weights import save_hybrid_priors
+from portrait_backend.refinement.weights import fingerprint, save_hybrid_priors
 from portrait_backend.training.augment import degrade_input
 from portrait_backend.training.codec_trainer import save_picture
 from portrait_backend.training.denoiser_trainer import REFERENCE_SIZE
@@ -268,7 +268,8 @@ def train_hybrid_priors(options: TrainOptions, more: HybridPriorsOptions | None 
     """Train (or resume) the branches; writes hybrid_priors.safetensors beside the checkpoint when the schedule is done."""
     recipe = HybridPriorsRecipe(options, more or HybridPriorsOptions())
     checkpoint = train(recipe, options)
-    export_hybrid_priors(checkpoint, options.out / "hybrid_priors.safetensors", data=options.data.name)
+    partners = {"denoiser": fingerprint(recipe.denoiser), "codec": fingerprint(recipe.codec)}
+    export_hybrid_priors(checkpoint, options.out / "hybrid_priors.safetensors", data=options.data.name, **partners)
     return checkpoint
 
 
