@@ -197,11 +197,13 @@ def test_the_photo_reaches_a_view_in_one_step_and_counts_less_where_it_looks_ask
     work._reference()
     assert work.front is not None
     with torch.no_grad():
-        near, far = (work._render(work.ring[number]) for number in (1, 7))
+        near, far = (work._render(work.ring[number]) for number in (1, 11))
     (pixels, share), (_, nothing) = project_photo(work.front, near), project_photo(work.front, far)
-    assert float(nothing.max()) == 0, "at 111 degrees the photo shows nothing squarely"
-    middle = share[0, 0, 64, 30:98]
-    assert middle.max() == 1 and middle[-1] < 0.2 and share[0, 0, 0].max() == 0
+    assert float(nothing.max()) == 0, "at 166 degrees the photo shows nothing squarely"
+    middle, solid = share[0, 0, 64], near.alpha[0, 0, 64] > 0.9
+    assert bool((middle[30:70] == 1).all()), "what both look at squarely counts whole"
+    assert bool((middle[90:] == 0).all()) and bool(solid[90:100].all()), "what the photo saw askew doesn't, although the view sees it"
+    assert float(share[0, 0, 0].max()) == 0
     row = int(pixels[0, 0].sub(pixels[0, 1]).mul(share[0, 0]).sum(1).argmax())
     assert abs(row - 64) < 3, "the stripe stays at its height"
 

@@ -213,9 +213,10 @@ class _Refinement:
     def _targets(self) -> list[Target]:
         """The photo and the kept images as what `settle` meets."""
         targets = []
-        for view, state in zip(self.ring, self.state.views, strict=True):
-            if state.image is not None and state.new is not None:
-                targets.append(Target.of_image(view.camera, state.image, self._render(view).surface, state.new))
+        for number, (view, state) in enumerate(zip(self.ring, self.state.views, strict=True)):
+            if state.image is not None:
+                seen = state.new if number == 0 else None
+                targets.append(Target.of_image(view.camera, state.image, self._render(view).surface, seen))
         return targets
 
     @torch.no_grad()

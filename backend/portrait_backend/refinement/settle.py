@@ -29,9 +29,14 @@ class Target:
     trust: Tensor
 
     @classmethod
-    def of_image(cls, camera: Camera, image: Tensor, surface: SurfaceView, new: Tensor) -> Target:
-        """Make a target of an image (1, 3, S, S) over grey, new at (1, 1, S, S); pixels count by the squared cosine of the sight."""
-        trust = surface.facing()[0].clamp_min(0) ** 2 * surface.solid(Culling())[0] * new[0, 0]
+    def of_image(cls, camera: Camera, image: Tensor, surface: SurfaceView, seen: Tensor | None = None) -> Target:
+        """Make a target of an image (1, 3, S, S) over grey; its pixels (those that are `seen`) count by the squared cosine of the sight.
+
+        Where an image is the render itself it holds the head as it is: what changes in front must not show through on the back.
+        """
+        trust = surface.facing()[0].clamp_min(0) ** 2 * surface.solid(Culling())[0]
+        if seen is not None:
+            trust = trust * seen[0, 0]
         return cls(camera, image[0].permute(1, 2, 0).reshape(-1, 3), trust.reshape(-1))
 
 
