@@ -169,9 +169,9 @@ def test_no_steps_give_the_prior_back(flat: Head) -> None:
 
 def test_phi_names_what_does_not_fit(flat: Head, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the head has planes of 8"):
-        RestoredField(flat, DetailPreservationUNet(DetailUNetConfig(channels=16, outputs=16)))
+        RestoredField(flat, DetailPreservationUNet(DetailUNetConfig(channels=16)))
     with pytest.raises(ValueError, match="divisible by 4"):
-        DetailPreservationUNet(DetailUNetConfig(channels=8, outputs=8))(torch.zeros(3, 8, 30, 30))
+        DetailPreservationUNet(DetailUNetConfig(channels=8))(torch.zeros(3, 8, 30, 30))
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
     with pytest.raises(PortraitDiffusionError) as caught:
         load_detail_unet(tmp_path / "x.safetensors")
@@ -179,7 +179,7 @@ def test_phi_names_what_does_not_fit(flat: Head, tmp_path: Path) -> None:
 
 
 def test_phi_is_saved_with_its_sizes(tmp_path: Path) -> None:
-    phi = DetailPreservationUNet(DetailUNetConfig(channels=8, outputs=16, widths=(8, 16)))
+    phi = DetailPreservationUNet(DetailUNetConfig(channels=8, widths=(8, 16)))
     with torch.no_grad():
         phi.out.weight.normal_(0, 0.1)
     save_detail_unet(phi, tmp_path / "phi.safetensors", data="none")

@@ -127,15 +127,17 @@ def test_codec_and_denoiser_training_resume_and_export(folder: Path, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_phi_training_resumes_and_exports(folder: Path, codec_file: Path, tmp_path: Path) -> None:
+def test_phi_training_resumes_and_exports(folder: Path, codec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portrait_backend.training.phi_trainer.FIT_STEPS", 1)
     save_denoiser(starter_denoiser(), tmp_path / "denoiser.safetensors")
     denoiser = load_denoiser(tmp_path / "denoiser.safetensors")
     prior = DiffusionPrior(load_codec(codec_file), {"rgb": denoiser, "normal": denoiser}, 64)
     for steps in (1, 2):
-        options = TrainOptions(folder, tmp_path / "phi", steps=steps, batch=1, evaluate_every=2, save_every=1)
-        state = torch.load(train_phi(options, prior), weights_only=True)
+        options = TrainOptions(folder, tmp_path / "phi", steps=steps, batch=1, limit=1, evaluate_every=2, save_every=1)
+        state = torch.load(train_phi(options, prior, heads=1), weights_only=True)
         assert state["step"] == steps
     assert float(state["network"]["out.weight"].abs().max()) > 0
     phi = load_detail_unet(tmp_path / "phi/detail_unet.safetensors")
     torch.testing.assert_close(phi.stem.weight, state["average"]["stem.weight"], atol=2e-3, rtol=1e-2)
     assert (tmp_path / "phi/samples_000002.png").exists()
+    assert len(list((tmp_path / "phi/heads").glob("held-out-*.safetensors"))) == 2

@@ -157,6 +157,7 @@ def phi(
     validation: Validation = None,
     codec: CodecOption = "starter",
     denoiser: DenoiserOption = "none",
+    heads: Annotated[int, typer.Option("--heads", min=1, help="How many heads are fitted to their photo first, and kept.")] = 64,
     steps: Steps = 20000,
     minutes: Minutes = math.inf,
     batch: Batch = 1,
@@ -185,6 +186,7 @@ def phi(
         checkpoint = train_phi(
             TrainOptions(data, home, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every),
             prior,
+            heads,
         )
     typer.echo(f"checkpoint: {checkpoint}")
 

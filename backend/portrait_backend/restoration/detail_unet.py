@@ -21,10 +21,9 @@ DETAIL_WEIGHTS = "detail_unet.safetensors"
 
 @dataclass(frozen=True)
 class DetailUNetConfig:
-    """channels: of one plane, C * D; outputs: twice that where colour has planes of its own; widths per level; groups of the norms."""
+    """channels: of one plane, C * D, twice that where colour has planes of its own; widths per level; groups of the norms."""
 
-    channels: int = 64
-    outputs: int = 128
+    channels: int = 128
     widths: tuple[int, ...] = (48, 64, 96)
     groups: int = 8
 
@@ -55,13 +54,13 @@ class DetailPreservationUNet(nn.Module):
         self.smaller = nn.ModuleList([nn.Conv2d(w[k], w[k + 1], 3, stride=2, padding=1) for k in range(last)])
         self.larger = nn.ModuleList([nn.Conv2d(w[k + 1], w[k], 3, padding=1) for k in range(last)])
         self.up = nn.ModuleList([_Block(2 * w[k], w[k], c.groups) for k in range(last)])
-        self.out = nn.Conv2d(w[0], c.outputs, 3, padding=1)
+        self.out = nn.Conv2d(w[0], c.channels, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         if self.out.bias is not None:
             nn.init.zeros_(self.out.bias)
 
     def forward(self, planes: Tensor) -> Tensor:
-        """Return the residual (3, outputs, H, W) of neutral planes (3, channels, H, W); sides divisible by 2^(levels - 1)."""
+        """Return the residual (3, channels, H, W) of neutral planes (3, channels, H, W); sides divisible by 2^(levels - 1)."""
         multiple = 2 ** len(self.smaller)
         if planes.shape[:2] != (3, self.config.channels) or planes.shape[2] % multiple or planes.shape[3] % multiple:
             raise ValueError(
@@ -88,7 +87,7 @@ class DetailPreservationUNet(nn.Module):
 def config_for(head: Head) -> DetailUNetConfig:
     """Return the sizes that fit a head."""
     channels = head.geometry.depth * head.geometry.channels
-    return DetailUNetConfig(channels=channels, outputs=channels if head.appearance is head.geometry else 2 * channels)
+    return DetailUNetConfig(channels=channels if head.appearance is head.geometry else 2 * channels)
 
 
 def save_detail_unet(phi: DetailPreservationUNet, path: Path, weights: dict[str, Tensor] | None = None, **facts: str) -> None:

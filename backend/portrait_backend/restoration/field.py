@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from portrait_backend.radiance.decoder import FEATURES, Decoder
@@ -12,25 +13,43 @@ from portrait_backend.radiance.head import Head
 from portrait_backend.radiance.triplane import resize_planes, sample_planes, to_channels_last, to_neutral
 from portrait_backend.restoration.detail_unet import DetailPreservationUNet
 
+TONES = 4
+"""Texels of the shape that one of the colour's residual spans: phi may change tones, never the photo's detail or the strands."""
+
+
+def phi_input(head: Head) -> Tensor:
+    """Return the neutral planes (3, channels, H, W) that phi reads: the shape's, then the colour's reduced to the same size."""
+    shape = to_neutral(head.geometry.planes)
+    if head.appearance is head.geometry:
+        return shape
+    return torch.cat([shape, F.interpolate(to_neutral(head.appearance.planes), size=shape.shape[2:], mode="area")], 1)
+
 
 class RestoredField:
-    """A radiance field: the head's planes plus residuals of phi's own size, and a decoder that may be another than the head's.
+    """A radiance field: the head's planes plus phi's residuals, and a decoder that may be another than the head's.
 
     The residuals (1, 3, D, H, W, C) are sampled beside the planes instead of being added to them: colour planes are larger, and
-    resizing and copying them in every step would cost more than all the rest.
+    resizing and copying them in every step would cost more than all the rest. `planes`: `phi_input`, if it was made before.
     """
 
-    def __init__(self, head: Head, phi: DetailPreservationUNet, decoder: Decoder | None = None, autocast: bool = False) -> None:
+    def __init__(
+        self,
+        head: Head,
+        phi: DetailPreservationUNet,
+        decoder: Decoder | None = None,
+        autocast: bool = False,
+        planes: Tensor | None = None,
+    ) -> None:
         geometry = head.geometry
         shared, channels = head.appearance is geometry, geometry.depth * geometry.channels
-        if (phi.config.channels, phi.config.outputs) != (channels, channels if shared else 2 * channels):
-            raise ValueError(f"phi is for {phi.config.channels} -> {phi.config.outputs} channels, the head has planes of {channels}")
+        if phi.config.channels != (channels if shared else 2 * channels):
+            raise ValueError(f"phi is for {phi.config.channels} channels, the head has planes of {channels}")
         with torch.autocast(geometry.planes.device.type, torch.bfloat16, enabled=autocast):
-            residual = phi(to_neutral(geometry.planes)).float()
+            residual = phi(phi_input(head) if planes is None else planes).float()
         self.head, self.decoder = head, decoder or head.decoder
         self.half_extent, self.surface_density = head.half_extent, head.surface_density
         self.shape = to_channels_last(residual[:, :channels], geometry.depth)
-        self.colour = None if shared else to_channels_last(residual[:, channels:], geometry.depth)
+        self.colour = None if shared else to_channels_last(F.avg_pool2d(residual[:, channels:], TONES), geometry.depth)
 
     def _sample(self, residual: Tensor, points: Tensor) -> Tensor:
         geometry = self.head.geometry
@@ -40,10 +59,13 @@ class RestoredField:
     def _inside(self, raw: Tensor, points: Tensor) -> Tensor:
         return self.head.activation(raw) * (points.abs() <= self.half_extent).all(-1)
 
+    def raw(self, points: Tensor) -> Tensor:
+        """Raw density (N,) of points (N, 3)."""
+        return self.decoder(self.head.geometry.sample(points) + self._sample(self.shape, points), outputs=1)[0]
+
     def density(self, points: Tensor) -> Tensor:
         """Density (N,) per head unit at points (N, 3); 0 outside the box."""
-        features = self.head.geometry.sample(points) + self._sample(self.shape, points)
-        return self._inside(self.decoder(features, outputs=1)[0], points)
+        return self._inside(self.raw(points), points)
 
     def decode(self, points: Tensor, features: bool = False) -> tuple[Tensor, Tensor]:
         """Density (N,) and rgb (N, 3), or all features (N, 32), at points (N, 3)."""

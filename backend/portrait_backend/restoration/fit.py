@@ -26,7 +26,7 @@ from portrait_backend.restoration.detail_unet import (
     config_for,
     load_detail_unet,
 )
-from portrait_backend.restoration.field import RestoredField
+from portrait_backend.restoration.field import RestoredField, phi_input
 from portrait_backend.restoration.guide import DiffusionPrior, Guide
 from portrait_backend.restoration.losses import (
     colour_anchor_loss,
@@ -82,12 +82,13 @@ class Fit:
             {"params": list(phi.parameters()), "lr": rate, "base": rate},
             {"params": list(self.decoder.parameters()), "lr": DECODER_RATE * rate, "base": DECODER_RATE * rate},
         ]
+        self.planes = phi_input(head)
         self.optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95))
         self.good = self._state()
 
     def field(self) -> RestoredField:
         """Return the head as it is now, differentiable."""
-        return RestoredField(self.prior_head, self.phi, self.decoder, autocast=True)
+        return RestoredField(self.prior_head, self.phi, self.decoder, autocast=True, planes=self.planes)
 
     def step(self, loss: Tensor, share: float) -> bool:
         """Take one Adam step at a share of the learning rate; False, and nothing is changed, if loss or gradient is not finite."""
@@ -118,7 +119,7 @@ class Fit:
             self.phi.load_state_dict(self.good[0])
             self.decoder.load_state_dict(self.good[1])
         decoder = copy.deepcopy(self.decoder).eval().requires_grad_(False)
-        head = RestoredField(self.prior_head, self.phi.eval(), decoder).merged()
+        head = RestoredField(self.prior_head, self.phi.eval(), decoder, planes=self.planes).merged()
         return replace(head, meta=head.meta | {"restored": True})
 
 

@@ -1,7 +1,8 @@
 """`portrait-diffusion train phi`: pre-training of the Detail Preservation UNet over many portraits (Eq. 4).
 
-Every step takes the prior's head of one training portrait, adds phi's residual, and compares rays with the sitter's true views:
+Every step takes stage 1's head of one training portrait, adds phi's residual, and compares rays with the sitter's true views:
 at starter scale they are known, all around, so L_ref reaches behind the head. The diffusion prior adds its guidance now and then.
+The heads are the network's plain answers and, from a kept set, answers that were fitted to their photo, as the stage will find them.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from portrait_backend.context import cpu_context
-from portrait_backend.evaluation.held_out import camera_at, portrait_of
+from portrait_backend.evaluation.held_out import camera_at
+from portrait_backend.files import atomic_path
 from portrait_backend.prior.starter import StarterPrior
 from portrait_backend.radiance.cameras import focal_pixels
 from portrait_backend.radiance.head import Head
 from portrait_backend.radiance.renderer import render_rays
 from portrait_backend.restoration.detail_unet import DetailPreservationUNet, config_for, save_detail_unet
-from portrait_backend.restoration.field import RestoredField
+from portrait_backend.restoration.field import RestoredField, phi_input
 from portrait_backend.restoration.fit import reference_image
 from portrait_backend.restoration.guide import DiffusionPrior, Guide
 from portrait_backend.restoration.losses import variation_loss
@@ -28,20 +30,27 @@ from portrait_backend.restoration.views import SAMPLES, draw_angles, render_view
 from portrait_backend.training.codec_trainer import save_picture
 from portrait_backend.training.head_dataset import HeadDataset, decode_depth, load_heads
 from portrait_backend.training.prior_evaluation import image_scores
+from portrait_backend.training.synthetic_portrait import portrait_of
 from portrait_backend.training.trainer import TrainOptions, train
 from portrait_shared.settings import PriorSettings, RestorationSettings
 
-RAYS, REPEAT = 2048, 4
+RAYS, REPEAT = 2048, 3
 """Rays a step; steps in a row on the same head, which costs more to make than a step."""
-MATTE, DEPTH, VARIATION, GUIDANCE = 1.0, 2.0, 0.05, 0.05
+FITTED, FIT_STEPS = 0.6, 20
+"""Share of heads that are fitted to their photo; steps of that fit."""
+MATTE, DEPTH, SOLID, VARIATION, GUIDANCE = 1.0, 2.0, 1.0, 0.05, 0.05
 """Weights beside the colour error's 1. The guidance is weak: the true views say the same, and better."""
 GUIDED = 4
 """The diffusion prior is asked every so many steps."""
+NEAR, FAR = 2.15, 3.3
+"""Depths between which there is anything, head units."""
+EDGE, SLOPE = 0.3, 4.0
+"""Raw density at the surface, and what it is scaled with for the error of points, so that it reaches farther than rendering's."""
 SHOWN_VIEWS, SHOWN_SIZE = (1, 4, 6), 96
 
 
 class PhiLoss(nn.Module):
-    """phi with its loss: L1 on colour over grey, matte and depth of true rays, smoothness of the change, guidance."""
+    """phi with its loss: L1 on colour over grey, matte and depth of true rays and on points of them, smoothness of the change, guidance."""
 
     def __init__(self, phi: DetailPreservationUNet) -> None:
         super().__init__()
@@ -51,7 +60,7 @@ class PhiLoss(nn.Module):
         self, head: Head, rays: dict[str, Tensor], guide: Guide | None, angles: tuple[float, float], level: float
     ) -> dict[str, Tensor]:
         """Return the loss terms; guide None: the diffusion prior is not asked. level: how far its noise is annealed, in [0, 1]."""
-        restored = RestoredField(head, self.phi, autocast=True)
+        restored = RestoredField(head, self.phi, autocast=True, planes=rays.get("planes"))
         device = head.geometry.planes.device
         with torch.autocast(device.type, enabled=False):  # rays need exact positions
             grid = head.density_grid()
@@ -63,9 +72,11 @@ class PhiLoss(nn.Module):
                 "rgb": (out.rgb + 0.5 * (1 - out.alpha[:, None]) - truth).abs().mean(),
                 "matte": (out.alpha - matte).abs().mean(),
                 "depth": ((out.depth - depth).abs().clamp_max(0.1) * hit).sum() / hit.sum().clamp_min(1),
+                "solid": solid_loss(restored, rays),
                 "variation": variation_loss(restored.shape),
             }
-            total = terms["rgb"] + MATTE * terms["matte"] + DEPTH * terms["depth"] + VARIATION * terms["variation"]
+            total = terms["rgb"] + MATTE * terms["matte"] + DEPTH * terms["depth"]
+            total = total + SOLID * terms["solid"] + VARIATION * terms["variation"]
             if guide is not None:
                 view = render_view(restored, *angles, guide.settings.render_size, grid, guide.settings.memory_budget)
                 terms["guidance"] = torch.stack(list(guide.losses(view, level).values())).sum()
@@ -73,15 +84,43 @@ class PhiLoss(nn.Module):
         return terms | {"total": total}
 
 
-class PhiRecipe:
-    """Random input views of random sitters, each used for a few steps; one head a step whatever the batch, which multiplies the rays."""
+def solid_loss(field: RestoredField, rays: dict[str, Tensor]) -> Tensor:
+    """Return the L1 error of what is solid at four points of each ray: on the way, just before, around and behind the true surface.
 
-    def __init__(self, options: TrainOptions, prior: DiffusionPrior | None) -> None:
+    It reaches where rendering has no samples: matter that must grow out of nothing. L1 decides where it doubts, and leaves no haze.
+    """
+    depth, matte = rays["depth"], rays["colour"][:, 3]
+    hit, miss = (depth > 0) & (matte > 0.6), matte < 0.05
+    u = rays["places"]
+    guided = torch.stack(
+        [NEAR + (depth - 0.02 - NEAR) * u[0], depth - 0.01 - 0.06 * u[1], depth + 0.04 * u[2] - 0.015, depth + 0.05 * u[3]]
+    )
+    t = torch.where(hit, guided, NEAR + (FAR - NEAR) * u)
+    edge = torch.sigmoid((guided - depth) / 0.004) * hit
+    counts = torch.stack([hit | miss, hit | miss, hit | miss, hit]).float()
+    points = rays["origin"] + rays["direction"] * t[..., None]
+    inside = (points.abs() < field.half_extent).all(-1)
+    share = torch.sigmoid(SLOPE * (field.raw(points.reshape(-1, 3)).view(4, -1) - EDGE))
+    return ((share - edge).abs() * counts * inside).sum() / counts.sum().clamp_min(1)
+
+
+class PhiRecipe:
+    """Random input views of random sitters, each used for a few steps; one head a step whatever the batch, which multiplies the rays.
+
+    heads: how many fitted heads are made (each takes seconds) and kept in the folder heads/ of the run, named by their identity.
+    """
+
+    def __init__(self, options: TrainOptions, prior: DiffusionPrior | None, heads: int = 64) -> None:
         torch.manual_seed(options.seed)
         self.data = load_heads(options.data, options.limit, options.seed)
         self.held_out = load_heads(options.validation, 4, options.seed + 1, input_views=(0,)) if options.validation else None
-        self.prior, self.settings = prior, RestorationSettings()
-        self.current: tuple[Head, int, Guide | None] = self._take(0, torch.Generator().manual_seed(options.seed))
+        self.prior, self.settings, self.folder = prior, RestorationSettings(), options.out / "heads"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        there = sorted(int(path.stem) for path in self.folder.glob("[0-9]*.safetensors"))
+        generator = torch.Generator().manual_seed(options.seed)
+        new = [k for k in torch.randperm(len(self.data), generator=generator).tolist() if k not in there]
+        self.fitted = [*there, *new][:heads]
+        self.current: tuple[Head, int, Tensor, Guide | None] = self._take(False, generator)
         self.phi = DetailPreservationUNet(config_for(self.current[0]))
         self.module, self.network = PhiLoss(self.phi), self.phi
         self.drawn = 0
@@ -89,20 +128,34 @@ class PhiRecipe:
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Any]:
         """Draw count x `RAYS` true rays of the present sitter from all views, and perhaps a view for the guidance."""
         if self.drawn and self.drawn % REPEAT == 0:
-            self.current = self._take(int(torch.randint(0, len(self.data.input_id), (1,), generator=generator)), generator)
-        head, identity, guide = self.current
+            self.current = self._take(float(torch.rand((), generator=generator)) < FITTED, generator)
+        head, identity, planes, guide = self.current
         asked = guide if self.drawn % GUIDED == 0 else None
         self.drawn += 1
         offset, level = (float(x) for x in torch.rand(2, generator=generator))
-        rays = true_rays(self.data, identity, count * RAYS, generator)
+        rays = true_rays(self.data, identity, count * RAYS, generator) | {"planes": planes}
         return {"head": head, "rays": rays, "guide": asked, "angles": draw_angles(0, 360 * offset, generator), "level": level}
 
-    def _take(self, row: int, generator: torch.Generator) -> tuple[Head, int, Guide | None]:
-        """Make the head of an input row, as the prior answers without a fit, on the CPU."""
-        portrait = portrait_of(self.data, row)
-        head = StarterPrior().initialise(portrait, PriorSettings(fit_steps=0), cpu_context())
-        guide = None if self.prior is None else Guide(self.prior, self.settings, reference_image(portrait), generator)
-        return head, int(self.data.input_id[row]), guide
+    def _take(self, fitted: bool, generator: torch.Generator) -> tuple[Head, int, Tensor, Guide | None]:
+        """Draw a head, fitted or as the network answers, on the CPU: the head, its identity, what phi reads, the guide."""
+        count = len(self.fitted) if fitted else len(self.data.input_id)
+        drawn = int(torch.randint(0, count, (), generator=generator))
+        identity = self.fitted[drawn] if fitted else int(self.data.input_id[drawn])
+        rows = (self.data.input_id == identity).nonzero()[:, 0]
+        row = int(rows[identity % len(rows)]) if fitted else drawn
+        head = self._fitted(self.data, row, f"{identity:05d}") if fitted else _answer(self.data, row, 0)
+        guide = None
+        if self.prior is not None:
+            guide = Guide(self.prior, self.settings, reference_image(portrait_of(self.data, row)), generator)
+        return head, identity, phi_input(head), guide
+
+    def _fitted(self, data: HeadDataset, row: int, name: str) -> Head:
+        """Return the fitted head of an input row, made and kept if it is not there."""
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            with torch.enable_grad(), atomic_path(path) as temporary:
+                _answer(data, row, FIT_STEPS).save(temporary)
+        return Head.load(path)
 
     @torch.no_grad()
     def evaluate(self, network: nn.Module, picture: Path) -> dict[str, float]:
@@ -114,7 +167,7 @@ class PhiRecipe:
         views = [v for v in SHOWN_VIEWS if v < data.rgba.shape[1]]
         for row in range(count):
             identity = int(data.input_id[row])
-            before = StarterPrior().initialise(portrait_of(data, row), PriorSettings(fit_steps=0), cpu_context())
+            before = self._fitted(data, row, f"held-out-{row}")
             tiles = []
             for view in views:
                 camera = camera_at(data, identity, view, SHOWN_SIZE)
@@ -136,11 +189,19 @@ class PhiRecipe:
 
     def config(self) -> dict[str, Any]:
         """The sizes of phi."""
-        return {"channels": self.phi.config.channels, "outputs": self.phi.config.outputs}
+        return {"channels": self.phi.config.channels}
+
+
+def _answer(data: HeadDataset, row: int, fit_steps: int) -> Head:
+    """Run stage 1 on an input row."""
+    return StarterPrior().initialise(portrait_of(data, row), PriorSettings(fit_steps=fit_steps), cpu_context(row))
 
 
 def true_rays(data: HeadDataset, identity: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Draw pixels of all views of an identity: origin, direction (N, 3) in head units, straight colour (N, 4), depth (N,), 0: empty."""
+    """Draw pixels of all views of an identity: origin, direction (N, 3) in head units, straight colour (N, 4), depth (N,), 0: empty.
+
+    places (4, N) in [0, 1]: where along the rays points are looked at.
+    """
     view = torch.randint(0, data.rgba.shape[1], (count,), generator=generator)
     y, x = torch.randint(0, data.size, (2, count), generator=generator)
     camera = data.cameras[identity, view]
@@ -151,12 +212,16 @@ def true_rays(data: HeadDataset, identity: int, count: int, generator: torch.Gen
         "direction": torch.einsum("nc,ncd->nd", local, camera[..., :3]),
         "colour": data.rgba[identity, view, y, x].float() / 255,
         "depth": decode_depth(data.depth[identity, view, y, x]),
+        "places": torch.rand(4, count, generator=generator),
     }
 
 
-def train_phi(options: TrainOptions, prior: DiffusionPrior | None) -> Path:
-    """Train (or resume) phi on the shipped prior's heads; prior None: no guidance. Writes detail_unet.safetensors beside the checkpoint."""
-    recipe = PhiRecipe(options, prior)
+def train_phi(options: TrainOptions, prior: DiffusionPrior | None, heads: int = 64) -> Path:
+    """Train (or resume) phi on stage 1's heads; prior None: no guidance. Writes detail_unet.safetensors beside the checkpoint.
+
+    heads: how many of them are fitted to their photo (`PhiRecipe`).
+    """
+    recipe = PhiRecipe(options, prior, heads)
     checkpoint = train(recipe, options)
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     facts = {"data": options.data.name, "steps": str(state["step"])}
