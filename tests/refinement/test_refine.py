@@ -201,7 +201,7 @@ def test_the_photo_reaches_a_view_in_one_step_and_counts_less_where_it_looks_ask
     (pixels, share), (_, nothing) = project_photo(work.front, near), project_photo(work.front, far)
     assert float(nothing.max()) == 0, "at 166 degrees the photo shows nothing squarely"
     middle, solid = share[0, 0, 64], near.alpha[0, 0, 64] > 0.9
-    assert bool((middle[30:70] == 1).all()), "what both look at squarely counts whole"
+    assert bool((middle[30:70] > 0.99).all()), "what both look at squarely counts whole"
     assert bool((middle[90:] == 0).all()) and bool(solid[90:100].all()), "what the photo saw askew doesn't, although the view sees it"
     assert float(share[0, 0, 0].max()) == 0
     row = int(pixels[0, 0].sub(pixels[0, 1]).mul(share[0, 0]).sum(1).argmax())
