@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from portrait_backend.context import Context
+from portrait_backend.mesh.types import HeadMesh
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.head import Head
 from portrait_shared.errors import PortraitDiffusionError
@@ -49,9 +50,9 @@ def write_views(head: Head, folder: Path, settings: OutputSettings, context: Con
     context.report(len(VIEWS), len(VIEWS))
 
 
-def write_turntable(head: Head, path: Path, settings: OutputSettings, context: Context) -> None:
-    """Write one full turn of the head on a light background as GIF or MP4, by the suffix of `path`."""
-    frames = list(_turntable_frames(head, settings, context))
+def write_turntable(mesh: HeadMesh, path: Path, settings: OutputSettings, context: Context) -> None:
+    """Write one full turn of the textured mesh on a light background as GIF or MP4, by the suffix of `path`."""
+    frames = list(_turntable_frames(mesh, settings, context))
     if path.suffix == ".mp4":
         _write_mp4(frames, path)
     else:
@@ -90,15 +91,14 @@ def _uint8(values: Tensor) -> NDArray[np.uint8]:
     return (values * 255).round().to(torch.uint8).cpu().numpy()
 
 
-def _turntable_frames(head: Head, settings: OutputSettings, context: Context) -> Iterator[NDArray[np.uint8]]:
+def _turntable_frames(mesh: HeadMesh, settings: OutputSettings, context: Context) -> Iterator[NDArray[np.uint8]]:
+    from portrait_backend.mesh.picture import picture
+
     count = settings.turntable_frames
     preview: Tensor | None = None
     for index in range(count):
         context.report(index, count, preview)
-        camera = Camera.orbit(360 * index / count, 0, settings.turntable_size).to(context.device)
-        with torch.no_grad():
-            view = head.render(camera)
-        preview = on_light(view.rgb, view.alpha)
+        preview = on_light(*picture(mesh, Camera.orbit(360 * index / count, 0, settings.turntable_size)))
         yield _uint8(preview)
     context.report(count, count)
 

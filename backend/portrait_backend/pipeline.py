@@ -207,7 +207,7 @@ class _Job:
             write_views(head, folder / "views", settings, context)
         if settings.turntable != "none":
             with self.stage("turntable") as context:
-                write_turntable(head, folder / f"turntable.{settings.turntable}", settings, context)
+                write_turntable(mesh, folder / f"turntable.{settings.turntable}", settings, context)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Context]:

@@ -15,7 +15,9 @@ import torch
 from PIL import Image
 
 import portrait_backend
-from portrait_backend.context import Cancelled, Progress
+from portrait_backend.context import Cancelled, Progress, cpu_context
+from portrait_backend.mesh.types import HeadMesh
+from portrait_backend.outputs import write_turntable
 from portrait_backend.stages import RUNNERS
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import OutputSettings, Settings, to_dict
@@ -65,9 +67,22 @@ def test_left_is_the_subjects_left_and_colours_are_straight(photo: Path, tmp_pat
     assert front[32, 32, 3] == 255 and front[0, 0].tolist() == [0, 0, 0, 0]
 
 
-def test_the_turntable_turns_once(photo: Path, tmp_path: Path) -> None:
-    portrait_backend.generate(photo, QUICK, output=tmp_path / "out")
-    with Image.open(tmp_path / "out/turntable.gif") as film:
+def halves() -> HeadMesh:
+    """An upright octahedron, red on the subject's left (+x) and blue on the right."""
+    tip, vertices, uv = 0.1, [], []
+    for x in (tip, -tip):
+        vertices += [[x, 0, 0], [0, tip, 0], [0, 0, tip], [0, -tip, 0], [0, 0, -tip]]
+        uv += [[0.25 if x > 0 else 0.75, 0.5]] * 5
+    corners = np.array(vertices, np.float32)
+    faces = np.array([[0, 1, 2], [0, 2, 3], [0, 3, 4], [0, 4, 1], [5, 2, 1], [5, 3, 2], [5, 4, 3], [5, 1, 4]])
+    texture = np.zeros((64, 64, 3), np.uint8)
+    texture[:, :32], texture[:, 32:] = (200, 50, 25), (25, 50, 200)
+    return HeadMesh(corners, faces, np.array(uv, np.float32), corners / tip, texture)
+
+
+def test_the_turntable_turns_the_mesh_once(tmp_path: Path) -> None:
+    write_turntable(halves(), tmp_path / "turntable.gif", OutputSettings(turntable_frames=4, turntable_size=64), cpu_context())
+    with Image.open(tmp_path / "turntable.gif") as film:
         assert film.n_frames == 4 and film.info["loop"] == 0
         centres = []
         for index in range(4):

@@ -12,7 +12,7 @@ import torch
 
 import portrait_backend
 from portrait_backend.context import Cancelled, Context, Progress
-from portrait_backend.evaluation.photos import mesh_tile
+from portrait_backend.evaluation.refinement_photos import mesh_tile
 from portrait_backend.pipeline import Result
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.analytic import ellipsoid_head

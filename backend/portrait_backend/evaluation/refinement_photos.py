@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 import portrait_backend
-from portrait_backend.evaluation.photos import mesh_tile
+from portrait_backend.evaluation.image_metrics import over_white
+from portrait_backend.evaluation.mesh_file import from_head_mesh
 from portrait_backend.evaluation.refinement import gradient_magnitude
 from portrait_backend.pipeline import Result
 from portrait_backend.radiance.cameras import Camera
@@ -30,11 +31,17 @@ MESH_AZIMUTHS, FIELD_AZIMUTHS = (30, -30, 60, -60, 90, -90, 180), (45, -90)
 TILE = 256
 
 
+def mesh_tile(result: Result, azimuth: float) -> Tensor:
+    """Render the textured mesh from an azimuth: (TILE, TILE, 3) over white."""
+    seen = from_head_mesh(result.mesh).render(Camera.orbit(azimuth, 0, TILE))
+    return over_white(seen.rgb, seen.alpha)
+
+
 @torch.no_grad()
 def field_tile(result: Result, azimuth: float) -> Tensor:
     """Render the radiance field from an azimuth: (TILE, TILE, 3) over white."""
     out = result.head.render(Camera.orbit(azimuth, 0, TILE))
-    return (out.rgb + 1 - out.alpha[..., None]).clamp(0, 1)
+    return over_white(out.rgb, out.alpha).clamp(0, 1)
 
 
 def sharpness(tile: Tensor) -> float:

@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 
 from portrait_backend.context import cpu_context
-from portrait_backend.evaluation.held_out import portrait_of, with_true_pose
+from portrait_backend.evaluation.held_out import with_true_pose
 from portrait_backend.prior import create_prior
 from portrait_backend.radiance.cameras import METRES_PER_UNIT
 from portrait_backend.radiance.head import Head
 from portrait_backend.training.head_dataset import load_heads
 from portrait_backend.training.hybrid_priors_data import read_view
 from portrait_backend.training.synthetic import DEPTH_SCALE_M
+from portrait_backend.training.synthetic_portrait import portrait_of
 from portrait_shared.settings import PriorSettings
 
 
