@@ -19,8 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 import portrait_backend
+from portrait_backend.evaluation.image_metrics import over_white
+from portrait_backend.evaluation.mesh_file import from_head_mesh
 from portrait_backend.evaluation.photo_scores import reference_figures
-from portrait_backend.mesh.picture import picture
 from portrait_backend.outputs import VIEWS
 from portrait_backend.pipeline import Result
 from portrait_backend.portrait.faces import FaceDetector
@@ -29,6 +30,8 @@ from portrait_backend.radiance.cameras import Camera
 from portrait_shared.settings import Preset, Settings
 
 TILE = 256
+MESH_AZIMUTHS = (0.0, 150.0)
+"""From where the mesh is shown."""
 
 
 @torch.no_grad()
@@ -38,12 +41,6 @@ def measure(result: Result, detector: FaceDetector) -> dict[str, float | None]:
     return {name: None if value is None else round(value, 4) for name, value in found.items()}
 
 
-def mesh_tile(result: Result, azimuth: float) -> Tensor:
-    """Render the textured mesh, unlit, from an azimuth: (TILE, TILE, 3) over white."""
-    colour, alpha = picture(result.mesh, Camera.orbit(azimuth, 0, TILE))
-    return colour + 1 - alpha[..., None]
-
-
 def sheet_row(result: Result, folder: Path) -> Tensor:
     """One row of the contact sheet: the seven views as written, then the mesh from the front and the back."""
     tiles = []
@@ -51,7 +48,10 @@ def sheet_row(result: Result, folder: Path) -> Tensor:
         view = Image.open(folder / "views" / f"{name}.png").resize((TILE, TILE), Image.Resampling.LANCZOS)
         rgba = torch.from_numpy(np.asarray(view).astype(np.float32) / 255)
         tiles.append(rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:])
-    return torch.cat([*tiles, mesh_tile(result, 0), mesh_tile(result, 150)], 1)
+    for azimuth in MESH_AZIMUTHS:
+        seen = from_head_mesh(result.mesh).render(Camera.orbit(azimuth, 0, TILE))
+        tiles.append(over_white(seen.rgb, seen.alpha))
+    return torch.cat(tiles, 1)
 
 
 def main() -> None:
