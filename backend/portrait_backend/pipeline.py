@@ -215,7 +215,8 @@ class _Job:
         device = self.context.device
         devices.reset_gpu_peak(device)
         start = time.perf_counter()
-        yield replace(self.context, stage=name, generator=devices.stage_generator(self.settings.seed, name, device))
+        state = None if self.checkpoints is None else self.checkpoints.state(name)
+        yield replace(self.context, stage=name, generator=devices.stage_generator(self.settings.seed, name, device), state=state)
         self.timings.append(
             {
                 "stage": name,

@@ -173,5 +173,4 @@ def install(patch: pytest.MonkeyPatch) -> None:
 
 def install_later_stages(patch: pytest.MonkeyPatch) -> None:
     """Put stand-ins for stages 2 and 3 into the table of stages."""
-    patch.setitem(stages.RUNNERS, "restoration", restore)
-    patch.setitem(stages.RUNNERS, "refinement", refine)
+    patch.setattr(stages, "RUNNERS", {"prior": stages.RUNNERS["prior"], "restoration": restore, "refinement": refine})

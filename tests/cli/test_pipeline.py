@@ -18,6 +18,7 @@ import portrait_backend
 from portrait_backend.context import Cancelled, Progress, cpu_context
 from portrait_backend.mesh.types import HeadMesh
 from portrait_backend.outputs import write_turntable
+from portrait_backend.stages import RUNNERS
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import OutputSettings, Settings, to_dict
 from tests.cli import fake_parts
@@ -112,11 +113,12 @@ def test_cancelling_leaves_nothing(photo: Path, tmp_path: Path, after: int) -> N
     assert len(reports) == after and [p.name for p in tmp_path.iterdir()] == ["someone.png"]
 
 
-@pytest.mark.parametrize("stages", [("refinement",), ("prior", "refinement"), ("prior", "restoration", "refinement")])
-def test_stages_that_do_not_exist_are_named(photo: Path, tmp_path: Path, stages: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("stages", [("restoration",), ("prior", "refinement"), ("prior", "restoration", "refinement")])
+def test_stages_that_do_not_exist_are_named(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: tuple[str, ...]) -> None:
+    monkeypatch.setattr("portrait_backend.stages.RUNNERS", {"prior": RUNNERS["prior"]})
     with pytest.raises(PortraitDiffusionError) as caught:
         portrait_backend.generate(photo, replace(QUICK, stages=stages), output=tmp_path / "out")  # type: ignore[arg-type]
-    assert caught.value.code == "stage-unavailable" and "refinement" in caught.value.message
+    assert caught.value.code == "stage-unavailable" and next(s for s in stages if s != "prior") in caught.value.message
 
 
 def test_out_of_memory_says_what_to_do(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

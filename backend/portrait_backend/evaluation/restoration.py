@@ -23,7 +23,8 @@ from torch import Tensor
 from portrait_backend.context import cpu_context
 from portrait_backend.devices import peak_memory_mb
 from portrait_backend.diffusion.weights import load_codec, load_denoiser
-from portrait_backend.evaluation.held_out import SIZE, Scores, camera_at, portrait_of, score_head
+from portrait_backend.evaluation.ground_truth import SIZE, camera_at
+from portrait_backend.evaluation.held_out import Scores, portrait_of, score_head
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.starter import StarterPrior
 from portrait_backend.radiance.cameras import METRES_PER_UNIT

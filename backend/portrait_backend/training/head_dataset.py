@@ -128,6 +128,11 @@ def mirror_cameras(cameras: Tensor) -> Tensor:
     return cameras * sign[:, None] * F.pad(sign, (0, 1), value=1.0)
 
 
+def finished_identities(data: Path) -> list[Path]:
+    """Return the folders of the finished identities of `data`, in the order in which they are read."""
+    return [folder for folder in sorted(data.glob("id*")) if (folder / "cameras.json").exists()]
+
+
 def load_heads(
     data: Path,
     limit: int | None = None,
@@ -144,7 +149,7 @@ def load_heads(
     """
     if cache is not None and cache.exists():
         return HeadDataset(**torch.load(cache, weights_only=True, mmap=True))
-    folders = [f for f in sorted(data.glob("id*")) if (f / "cameras.json").exists()][:limit]
+    folders = finished_identities(data)[:limit]
     if not folders:
         raise PortraitDiffusionError(
             "data-empty",

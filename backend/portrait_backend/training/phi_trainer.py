@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from portrait_backend.context import cpu_context
-from portrait_backend.evaluation.held_out import camera_at
+from portrait_backend.evaluation.ground_truth import camera_at
 from portrait_backend.files import atomic_path
 from portrait_backend.prior.starter import StarterPrior
 from portrait_backend.radiance.cameras import focal_pixels
