@@ -83,10 +83,10 @@ class Model:
 
     @property
     def size_text(self) -> str:
-        """The size for people: "4.3 GB", "about 2.5 GB", "size unknown"."""
+        """The size for people: "4.3 GB", "about 2.5 GB", "over 3.6 GB", "size unknown"."""
         heavy = [file for file in self.files if file.path.endswith((".safetensors", ".bin", ".pkl"))]
         if not all(file.size for file in heavy):
-            return "size unknown"
+            return f"over {self.size / 1e9:.1f} GB" if self.size else "size unknown"
         return f"{'' if all(file.exact for file in heavy) else 'about '}{self.size / 1e9:.1f} GB"
 
 
