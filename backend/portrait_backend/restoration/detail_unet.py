@@ -47,6 +47,8 @@ class DetailPreservationUNet(nn.Module):
     def __init__(self, config: DetailUNetConfig | None = None) -> None:
         super().__init__()
         self.config = c = config or DetailUNetConfig()
+        self.checkpointing = True
+        """Whether the insides of the blocks are computed again in the backward pass instead of being kept."""
         w, last = c.widths, len(c.widths) - 1
         self.stem = nn.Conv2d(c.channels, w[0], 3, padding=1)
         self.plane = nn.Parameter(torch.zeros(3, w[0], 1, 1))
@@ -58,6 +60,7 @@ class DetailPreservationUNet(nn.Module):
         nn.init.zeros_(self.out.weight)
         if self.out.bias is not None:
             nn.init.zeros_(self.out.bias)
+        self.to(memory_format=torch.channels_last)  # a third faster on the CPU
 
     def forward(self, planes: Tensor) -> Tensor:
         """Return the residual (3, channels, H, W) of neutral planes (3, channels, H, W); sides divisible by 2^(levels - 1)."""
@@ -66,7 +69,7 @@ class DetailPreservationUNet(nn.Module):
             raise ValueError(
                 f"phi reads planes (3, {self.config.channels}, H, W), sides divisible by {multiple}, got {tuple(planes.shape)}"
             )
-        h, kept = self.stem(planes) + self.plane, []
+        h, kept = self.stem(planes.contiguous(memory_format=torch.channels_last)) + self.plane, []
         for k, block in enumerate(self.down):
             h = self._run(block, h)
             if k < len(self.smaller):
@@ -79,8 +82,8 @@ class DetailPreservationUNet(nn.Module):
         return residual
 
     def _run(self, block: nn.Module, h: Tensor) -> Tensor:
-        """Run a block; its inside is computed again in the backward pass instead of being kept."""
-        result: Tensor = checkpoint(block, h, use_reentrant=False) if torch.is_grad_enabled() else block(h)
+        again = self.checkpointing and torch.is_grad_enabled()
+        result: Tensor = checkpoint(block, h, use_reentrant=False) if again else block(h)
         return result
 
 
