@@ -13,17 +13,18 @@ ROOT = Path(__file__).parents[1]
 BACKEND, SHARED = ROOT / "backend/portrait_backend", ROOT / "shared/portrait_shared"
 
 LEVELS = [
-    {"__init__", "context", "files", "models"},
+    {"__init__", "context", "files"},
+    {"models"},
     {"radiance"},
     {"geometry", "diffusion", "portrait"},
     {"prior", "restoration", "refinement", "mesh"},
-    {"pipeline", "stages", "checkpoints", "outputs", "rendering", "camera_file", "job_folder", "devices", "doctor"},
+    {"pipeline", "stages", "checkpoints", "outputs", "rendering", "camera_file", "job_folder", "devices", "doctor", "processes", "batch"},
     {"server"},
     {"cli"},
     {"__main__"},
 ]
-"""From the ground up. The fifth level is one house: its modules may import each other."""
-OPEN_LEVEL = 4
+"""From the ground up. The sixth level is one house: its modules may import each other."""
+OPEN_LEVEL = 5
 TOP = {"training", "evaluation"}
 """These may import all but the command line; nothing imports them, except `cli` inside a function."""
 SHARED_MAY_IMPORT = {"portrait_shared", "zmq"}

@@ -72,6 +72,7 @@ class Checkpoints:
         record = {"format": FORMAT, "inputs": checkpoint.inputs, "timing": checkpoint.timing, "payloads": payloads}
         with atomic_path(self._record(stage)) as temporary:
             temporary.write_text(json.dumps(record, indent=2), encoding="utf-8")
+        self.state(stage).unlink(missing_ok=True)
 
     def find(self, stage: str, inputs: Mapping[str, Any]) -> Checkpoint | None:
         """Return the stage if it was made of the same inputs and its files are whole, None otherwise."""
@@ -94,6 +95,11 @@ class Checkpoints:
         """Return {name: sha256} of what a finished stage made; empty if it isn't there."""
         record = self._read(stage)
         return dict(record["payloads"]) if record else {}
+
+    def state(self, stage: str) -> Path:
+        """Return the file for what an unfinished stage keeps (`Context.state`), in a folder that exists; `save` removes it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / f"{stage}.unfinished.safetensors"
 
     def _record(self, stage: str) -> Path:
         return self.folder / f"{stage}.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
@@ -25,7 +26,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Context:
-    """Device, dtype, seeded generator, progress callback and cancel flag of a running job; whether anybody looks at previews now."""
+    """Device, dtype, seeded generator, progress callback and cancel flag of a running job; whether anybody looks at previews now.
+
+    state: a file in which a long stage may keep what it needs to go on after an interruption; None where nothing is kept.
+    """
 
     device: torch.device
     dtype: torch.dtype
@@ -34,6 +38,7 @@ class Context:
     cancelled: Callable[[], bool] | None = None
     stage: str = ""
     shows_previews: Callable[[], bool] | None = None
+    state: Path | None = None
 
     def for_stage(self, stage: str) -> Context:
         """Return the same context reporting under the name `stage`."""

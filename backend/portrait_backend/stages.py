@@ -26,6 +26,18 @@ def _prior(head: Head | None, portrait: Portrait, settings: Any, context: Contex
     return create_prior(settings.provider).initialise(portrait, settings, context)
 
 
+def _refinement(head: Head | None, portrait: Portrait, settings: Any, context: Context) -> Any:
+    from portrait_backend.checkpoints import Made
+    from portrait_backend.mesh.views import ProjectedView
+    from portrait_backend.refinement.refine import refine
+
+    if head is None:
+        raise ValueError("the refinement needs a head to refine")
+    refined = refine(head, portrait, settings, context, state=context.state)
+    views = (ProjectedView(v.image, v.matte, v.valid, v.camera, REFINED_PRIORITY) for v in refined.views)
+    return Made(head=refined.head, views=tuple(views))
+
+
 def lazily(module: str, name: str) -> Runner:
     """Return a runner that imports what it runs when it runs."""
 
@@ -38,8 +50,11 @@ def lazily(module: str, name: str) -> Runner:
 RUNNERS: dict[str, Runner] = {
     "prior": _prior,
     "restoration": lazily("portrait_backend.restoration.fit", "restore"),
+    "refinement": _refinement,
 }
 """The stages of this version, in the order in which they run. The settings of a stage are the group of its name."""
+REFINED_PRIORITY = 10
+"""The refined views lie under the photo (`mesh.views.PHOTO_PRIORITY`) and over the field's own colour."""
 SHAPING = ("prior", "restoration")
 """The stages that decide the shape; a re-texture keeps what they made and runs those after them."""
 

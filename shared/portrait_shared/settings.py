@@ -89,6 +89,62 @@ class RestorationSettings:
 
 
 @dataclass(frozen=True)
+class RefinementSettings:
+    """Stage 3: detail that agrees between views. The switches at the end are those of the paper's ablations."""
+
+    method: Literal["diffusion", "transport"] = setting(
+        "diffusion",
+        "Method",
+        "diffusion: the denoiser paints what a view's neighbour can't show; transport: only carry what the photo shows, no network.",
+    )
+    views: int = setting(13, "Views", "Fixed views around the head, the photo's among them.", min=1, max=36, step=1)
+    elevation: float = setting(0.0, "Elevation", "Elevation of the fixed views.", min=-45, max=45, step=5, unit="degrees")
+    swing: float = setting(
+        0.0, "Swing", "The fixed views lie alternately this much above and below that elevation.", min=0, max=40, step=5, unit="degrees"
+    )
+    image_size: int = setting(256, "Image size", "Width and height of the views while refining.", min=64, max=1024, step=64, unit="px")
+    iterations: int = setting(8, "Iterations", "Rounds over all views; 0 leaves the head alone.", min=0, max=1000, step=1)
+    steps: int = setting(6, "Denoising steps", "DDIM steps per image.", min=1, max=100, step=1)
+    strength: float = setting(
+        0.4, "Strength", "How much noise an image starts from: 0 keeps the render, 1 is noise alone.", min=0, max=1, step=0.05
+    )
+    guidance: float = setting(1.5, "Guidance", "Scale of classifier-free guidance; 1 is none.", min=1, max=20, step=0.5)
+    explicit_scale: float = setting(
+        1.0, "Control scale", "Weight w_Ex of what the neighbouring view shows; 0 switches it off.", min=0, max=2, step=0.1
+    )
+    implicit_scale: float = setting(
+        1.0, "Implicit scale", "Weight w_Im of the neighbouring view's features within it.", min=0, max=2, step=0.1
+    )
+    noise_sigma: float = setting(0.3, "Noise sigma", "How far the noise is resampled around its anchor.", min=0, max=1, step=0.05)
+    learning_rate: float = setting(0.01, "Learning rate", "Step of the colours.", min=0, max=0.1, step=0.001)
+    shape_rate: float = setting(0.0, "Shape rate", "Step of the shape; 0 keeps it.", min=0, max=0.1, step=0.001)
+    reference_weight: float = setting(4.0, "Photo weight", "Weight of the photo's own loss against one view's.", min=0, max=100, step=1)
+    between_views: int = setting(2, "Views between", "Random views between the fixed ones per iteration.", min=0, max=36, step=1)
+    between_elevation: float = setting(
+        15.0, "Elevation between", "How far the random views leave the ring.", min=0, max=45, step=5, unit="degrees"
+    )
+    settle_steps: int = setting(
+        40, "Settling steps", "Steps that bring the head to the kept images and the photo at the end.", min=0, max=1000, step=10
+    )
+    tones: Literal["head", "denoiser"] = setting(
+        "head", "Tones", "head: the denoiser adds fine detail to the head's own colours; denoiser: its images are taken as they are."
+    )
+    keep_photo: bool = setting(True, "Keep the photo's pixels", "Where the photo shows the place, its own pixels stay.")
+    warp: Literal["pull", "splat"] = setting(
+        "pull", "Warp", "pull: look back from the target's depth, sharp; splat: carry the neighbour's points forward, as the paper does."
+    )
+    noise: Literal["resampled", "random", "fixed"] = setting(
+        "resampled", "Noise", "resampled: around the anchor, kept if the gradients agree; random: new each time; fixed: the anchor itself."
+    )
+    optimise: bool = setting(True, "Optimise the head", "Change the head between the rounds; off: only make the images.")
+    geometry_condition: bool = setting(True, "Geometry condition", "Show the denoiser the coarse render and its normals.")
+    implicit_branch: bool = setting(True, "Implicit branch", "Carry features of the neighbouring view, not only its pixels.")
+    literal_implicit: bool = setting(
+        False, "Implicit branch as printed", "Feed it the target's noise instead of the neighbour's own (the paper's Eq. 10 to the letter)."
+    )
+
+
+@dataclass(frozen=True)
 class MeshSettings:
     """Surface extraction and texture."""
 
@@ -108,7 +164,12 @@ class MeshSettings:
 class OutputSettings:
     """What is written into the output folder."""
 
-    format: Literal["glb", "obj", "ply"] = setting("glb", "Mesh format", "File format of the mesh.", flag="format")
+    format: Literal["glb", "usd", "obj", "ply"] = setting(
+        "glb", "Mesh format", "File format of the mesh (usd needs usd-core; obj and usd have their texture beside them).", flag="format"
+    )
+    separate_texture: bool = setting(
+        False, "Separate texture", "Also write the texture of a glb or ply as a PNG beside it.", flag="separate-texture"
+    )
     view_size: int = setting(
         512, "View size", "Width and height of the seven view images.", min=64, max=2048, step=64, unit="px", flag="view-size"
     )
@@ -129,6 +190,7 @@ class Settings:
     stages: tuple[Stage, ...] = setting(("prior",), "Stages", "Which stages to run, in order.")
     prior: PriorSettings = from_preset(PriorSettings)
     restoration: RestorationSettings = from_preset(RestorationSettings)
+    refinement: RefinementSettings = from_preset(RefinementSettings)
     mesh: MeshSettings = from_preset(MeshSettings)
     output: OutputSettings = from_preset(OutputSettings)
 
@@ -143,6 +205,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "draft": {
         "prior": {"fit_steps": 20},
         "restoration": {"steps": 12},
+        "refinement": {"iterations": 2, "steps": 4, "between_views": 0, "settle_steps": 30},
         "mesh": {"resolution": 160, "faces": 30000},
         "output": {"turntable_frames": 24, "turntable_size": 192},
     },
@@ -150,6 +213,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "full": {
         "prior": {"fit_steps": 120},
         "restoration": {"steps": 80},
+        "refinement": {"iterations": 30, "steps": 12, "between_views": 4, "settle_steps": 120},
         "mesh": {"resolution": 320, "faces": 150000, "texture_size": 2048},
         "output": {"turntable_frames": 72, "turntable_size": 384},
     },

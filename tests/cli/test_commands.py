@@ -85,7 +85,7 @@ def test_format_names_the_mesh_file(photo: Path, tmp_path: Path, kind: str) -> N
         (["generate", "nobody.jpg", "-o", "out"], "image-missing"),
         (["generate", "PHOTO", "-o", "out", "--faces=-1"], "setting-invalid"),
         (["generate", "PHOTO", "-o", "out", "--stages", "prior,polish"], "setting-invalid"),
-        (["generate", "PHOTO", "-o", "out", "--stages", "prior, refinement"], "stage-unavailable"),
+        (["generate", "PHOTO", "-o", "out", "--stages", "prior, refinement, restoration"], "setting-invalid"),
         (["generate", "PHOTO", "-o", "."], "output-in-use"),
         (["render", "nowhere", "--cameras", "c.json", "-o", "out"], "job-not-found"),
         (["train", "prior", "--data", "nowhere"], "data-not-found"),

@@ -9,8 +9,16 @@ import torch
 
 from portrait_backend.portrait.regions import face_outline
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.hair_colour import body_pixels, hair_pixels, hair_share, photo_hair_colour
+from portrait_backend.prior.hair_colour import (
+    body_pixels,
+    hair_pixels,
+    hair_share,
+    of_one_hue,
+    photo_hair_colour,
+    share_above,
+)
 from portrait_backend.prior.hair_strands import along_flow, hair_flow, measure_strands, on_capsule, strand_factors
+from portrait_backend.prior.unseen import hairness
 from portrait_backend.radiance.cameras import Camera
 
 HAIR, SKIN = torch.tensor([0.3, 0.1, 0.05]), torch.tensor([0.8, 0.6, 0.5])
@@ -48,7 +56,26 @@ def test_crown_and_back_are_hair_and_neck_and_ears_are_not() -> None:
     crown, back, nape, ear = torch.tensor([[0.0, 0.35, 0.0], [0.0, 0.1, -0.3], [0.0, -0.3, -0.2], [0.22, 0.0, 0.05]])
     points = torch.stack([crown, back, nape, ear])
     assert hair_share(points).tolist() == [1.0, 1.0, 0.0, 0.0]
-    assert hair_share(points, lowest=-0.4).tolist() == [1.0, 1.0, 1.0, 0.0]
+    assert share_above(points, -0.4).tolist() == [1.0, 1.0, 1.0, 1.0]
+    assert share_above(points, 0.2).tolist() == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_long_hair_covers_ears_where_the_guess_has_its_colour() -> None:
+    crown = torch.tensor([[0.0, 0.35, -0.1]]).expand(200, 3)
+    hair, skin = torch.tensor([0.1, 0.08, 0.06]), torch.tensor([0.7, 0.5, 0.4])
+    ears = torch.tensor([[0.22, 0.0, 0.05], [0.22, 0.0, 0.05]])
+    position, guess = torch.cat([crown, ears]), torch.cat([hair.expand(200, 3), hair[None], skin[None]])
+    hanging = torch.tensor([[0.2, -0.35, 0.0]]).expand(50, 3)
+    short = torch.tensor([[0.2, 0.1, 0.0]]).expand(50, 3)
+    assert hairness(position, guess, skin.repeat(200, 1), hanging)[-2:].tolist() == [1.0, 0.0]
+    assert hairness(position, guess, skin.repeat(200, 1), short)[-2:].tolist() == [0.0, 0.0]
+
+
+def test_what_shines_through_between_strands_is_of_another_hue() -> None:
+    shades = HAIR * torch.linspace(0.5, 1.5, 9)[:, None]
+    green = torch.tensor([[0.3, 0.4, 0.1], [0.5, 0.6, 0.2]])
+    assert of_one_hue(torch.cat([shades, green]), HAIR).tolist() == [True] * 9 + [False] * 2
+    assert of_one_hue(torch.empty(0, 3), HAIR).tolist() == []
 
 
 def striped(portrait: Portrait, period: float, contrast: float) -> Portrait:

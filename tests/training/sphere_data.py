@@ -16,7 +16,7 @@ RADIUS, SIZE = 0.33, 120
 VIEWS = [(0.0, 0.0), (15.0, 5.0), (120.0, -10.0)]
 
 
-def write_spheres(folder: Path, count: int = 2, size: int = SIZE, file_unit: float = METRES_PER_UNIT) -> None:
+def write_spheres(folder: Path, count: int = 2, size: int = SIZE, radius: float = RADIUS, file_unit: float = METRES_PER_UNIT) -> None:
     """Write `count` identities of three views of `size` px each; `file_unit` is the files' own metres per unit, which must not matter."""
     mean = load_landmark_model().mean.numpy()
     points = np.concatenate([np.zeros((68, 3)), mean * (LANDMARK_SIZE / landmark_size(mean))])
@@ -27,14 +27,14 @@ def write_spheres(folder: Path, count: int = 2, size: int = SIZE, file_unit: flo
         for j, (azimuth, pitch) in enumerate(VIEWS):
             camera = Camera.orbit(azimuth, pitch, size)
             origin, directions = camera.rays()
-            a, b, c = directions.pow(2).sum(-1), directions @ origin, origin @ origin - RADIUS**2
+            a, b, c = directions.pow(2).sum(-1), directions @ origin, origin @ origin - radius**2
             hit = b**2 - a * c > 0
             z = torch.where(hit, (-b - (b**2 - a * c).clamp_min(0).sqrt()) / a, 0.0).view(size, size)
             colour = np.zeros((size, size, 4), np.uint8)
             colour[...] = (200, 120 + 60 * k, 80, 255)
             colour[~hit.view(size, size).numpy()] = 0
             Image.fromarray(colour).save(home / f"rgb_{j:03d}.png")
-            surface = (origin + directions * z.view(-1, 1)) / RADIUS
+            surface = (origin + directions * z.view(-1, 1)) / radius
             normals = np.where(hit[:, None].numpy(), np.rint(surface.numpy() * 127.5 + 127.5), 0).clip(0, 255).astype(np.uint8)
             Image.fromarray(normals.reshape(size, size, 3)).save(home / f"normal_{j:03d}.png")
             Image.fromarray((z.numpy() * METRES_PER_UNIT / 1e-4).round().astype(np.uint16)).save(home / f"depth_{j:03d}.png")

@@ -191,6 +191,60 @@ def phi(
     typer.echo(f"checkpoint: {checkpoint}")
 
 
+@app.command("hybrid-priors")
+def hybrid_priors(
+    data: Data,
+    out: Out = None,
+    validation: Validation = None,
+    codec: CodecOption = "starter",
+    denoiser: DenoiserOption = "starter",
+    coarse: Annotated[
+        Path | None, typer.Option("--coarse", metavar="DIR", help="The same views from stage 1 (train coarse-views).")
+    ] = None,
+    largest_step: Annotated[float, typer.Option("--largest-step", min=1, max=180, help="Largest angle between two views.")] = 45.0,
+    small_share: Annotated[float, typer.Option("--small-share", min=0, max=1, help="Share of batches at half the views' size.")] = 0.7,
+    steps: Steps = 20000,
+    minutes: Minutes = math.inf,
+    batch: Batch = 8,
+    learning_rate: LearningRate = 4e-4,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    limit: Limit = None,
+    evaluate_every: EvaluateEvery = 500,
+    save_every: SaveEvery = 200,
+    debug: Debug = False,
+) -> None:
+    """Train stage 3's branches on pairs of neighbouring views; run it again with the same --out to resume."""
+    _check_data(data)
+    with _training_parts():
+        from portrait_backend.training.hybrid_priors_trainer import HybridPriorsOptions, train_hybrid_priors
+        from portrait_backend.training.trainer import TrainOptions
+
+        home = out or Path("runs/hybrid_priors")
+        checkpoint = train_hybrid_priors(
+            TrainOptions(data, home, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every),
+            HybridPriorsOptions(codec, denoiser, coarse, largest_step, small_share),
+        )
+    typer.echo(f"checkpoint: {checkpoint}")
+
+
+@app.command("coarse-views")
+def coarse_views(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the rendered views.", show_default=False)],
+    limit: Limit = None,
+    fit_steps: Annotated[int, typer.Option("--fit-steps", min=0, help="Steps of stage 1's fit; 0 is the network alone.")] = 40,
+    debug: Debug = False,
+) -> None:
+    """Render a set's views from stage 1's heads, for train hybrid-priors --coarse; identities that are there already are skipped."""
+    _check_data(data)
+    with _training_parts():
+        from portrait_backend.training.coarse_views import render_coarse_views
+
+        made = render_coarse_views(data, out, limit, fit_steps)
+    typer.echo(f"{out}: {made} identities rendered")
+
+
 @app.command("super-resolution")
 def super_resolution(
     data: Data,

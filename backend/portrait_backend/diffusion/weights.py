@@ -35,9 +35,9 @@ def load_codec(where: str | Path = STARTER) -> Codec:
     """
     path = _located(where, CODEC_WEIGHTS)
     if path.is_file():
-        record, tensors = _read(path, "codec")
+        record, tensors = read_weights(path, "codec")
         codec = Codec(AutoencoderTiny(**record["model"]))
-        _fill(codec.model, tensors, path)
+        fill_weights(codec.model, tensors, path)
     else:
         config = _component(path, "vae")
         kind = AutoencoderTiny if config["_class_name"] == "AutoencoderTiny" else AutoencoderKL
@@ -50,16 +50,16 @@ def load_denoiser(where: str | Path = STARTER) -> Denoiser:
     path = _located(where, DENOISER_WEIGHTS)
     if path.is_dir():
         return _load_diffusers(path)
-    record, tensors = _read(path, "denoiser")
+    record, tensors = read_weights(path, "denoiser")
     condition = ViewCondition(ViewConditionConfig(**record["condition"]))
     denoiser = Denoiser(UNet2DConditionModel(**record["unet"]), DDIMScheduler(**record["scheduler"]), condition)
-    _fill(denoiser, tensors, path)
+    fill_weights(denoiser, tensors, path)
     return denoiser.float().requires_grad_(False).eval()
 
 
 def save_codec(codec: Codec, path: Path, weights: dict[str, Tensor] | None = None, **facts: str) -> None:
     """Write a starter codec file; `weights`: another state dict for the same model, e.g. the averaged one."""
-    _write(path, weights or codec.model.state_dict(), "codec", {"model": _config(codec.model)}, facts)
+    write_weights(path, weights or codec.model.state_dict(), "codec", {"model": _config(codec.model)}, facts)
 
 
 def save_denoiser(denoiser: Denoiser, path: Path, weights: dict[str, Tensor] | None = None, **facts: str) -> None:
@@ -71,7 +71,7 @@ def save_denoiser(denoiser: Denoiser, path: Path, weights: dict[str, Tensor] | N
         "scheduler": _config(denoiser.scheduler),
         "condition": denoiser.condition.config_dict(),
     }
-    _write(path, weights or denoiser.state_dict(), "denoiser", record, facts)
+    write_weights(path, weights or denoiser.state_dict(), "denoiser", record, facts)
 
 
 def _load_diffusers(folder: Path) -> Denoiser:
@@ -122,12 +122,14 @@ def _config(model: Any) -> dict[str, Any]:
     return {k: v for k, v in dict(model.config).items() if k in arguments}
 
 
-def _write(path: Path, tensors: dict[str, Tensor], kind: str, record: dict[str, Any], facts: dict[str, str]) -> None:
+def write_weights(path: Path, tensors: dict[str, Tensor], kind: str, record: dict[str, Any], facts: dict[str, str]) -> None:
+    """Write tensors as fp16 with the kind of file, its configuration and `facts` as metadata."""
     half = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in tensors.items()}
     save_file(half, path, metadata={"kind": kind, "config": json.dumps(record, sort_keys=True)} | facts)
 
 
-def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return configuration and float32 tensors of a file that `write_weights` wrote; PortraitDiffusionError ``weights-unreadable``."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -139,7 +141,8 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise _unreadable(path, kind, error) from error
 
 
-def _fill(model: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+def fill_weights(model: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load a state dict; PortraitDiffusionError ``weights-unreadable`` if it is not this model's."""
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

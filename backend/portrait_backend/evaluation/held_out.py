@@ -16,25 +16,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from scipy.spatial import cKDTree
-from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from portrait_backend.context import Context
+from portrait_backend.evaluation.ground_truth import chamfer, image_figures, truths
+from portrait_backend.evaluation.image_metrics import over_grey
 from portrait_backend.prior.starter import StarterPrior
-from portrait_backend.radiance.cameras import METRES_PER_UNIT, ORBIT_RADIUS, Camera
+from portrait_backend.radiance.cameras import ORBIT_RADIUS
 from portrait_backend.radiance.head import Head
-from portrait_backend.training.head_dataset import HeadDataset, decode_depth, load_heads
-from portrait_backend.training.prior_evaluation import VIEWS, image_scores
+from portrait_backend.training.head_dataset import HeadDataset, load_heads
+from portrait_backend.training.prior_evaluation import VIEWS
 from portrait_backend.training.synthetic_portrait import portrait_of
 from portrait_shared.settings import PriorSettings
 
-SIZE = 160
-"""Side in pixels at which images are compared."""
-SURFACE_VIEWS = (1, 3, 5, 6, 7, 9, 11, 13)
-"""Views whose depth maps make the surfaces that the chamfer distance compares."""
+SHOWN = (1, 2, 4, 6)
+"""Views on the sheet: the front, 45, 90 and 180 degrees."""
 
 
 @dataclass(frozen=True)
@@ -61,51 +58,19 @@ def with_true_pose(data: HeadDataset) -> HeadDataset:
     return replace(data, similarity=closer[:, None, None] * torch.eye(2, 3), fitted_angles=true)
 
 
-def camera_at(data: HeadDataset, identity: int, view: int, size: int) -> Camera:
-    """Return a data-set camera at `size` px."""
-    template = Camera.orbit(0, 0, size)
-    return replace(template, world_to_camera=data.cameras[identity, view])
-
-
-def back_project(depth: Tensor, camera: Camera) -> np.ndarray:
-    """Return the surface points (P, 3) of a depth map (H, W), head units."""
-    origin, directions = camera.rays()
-    z = depth.reshape(-1, 1)
-    return (origin + directions * z)[z[:, 0] > 0].numpy()
-
-
-def chamfer_mm(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the mean of the two mean nearest distances between point sets (N, 3), head units to millimetres."""
-    both = [cKDTree(y).query(x)[0].mean() for x, y in ((a, b), (b, a))]
-    return float(np.mean(both) * METRES_PER_UNIT * 1000)
-
-
 def score_head(head: Head, data: HeadDataset, identity: int, scores: Scores) -> Tensor:
     """Add the scores of one head; returns a strip (SIZE, n * SIZE, 3) of truth and render pairs."""
     strip = []
     for name, views in VIEWS.items():
-        for view in views:
-            target = data.rgba[identity, view].float().permute(2, 0, 1)[None] / 255
-            target = F.interpolate(torch.cat([target[:, :3] * target[:, 3:], target[:, 3:]], 1), size=(SIZE, SIZE), mode="area")[0].permute(
-                1, 2, 0
-            )
-            out = head.render(camera_at(data, identity, view, SIZE))
-            truth = target[..., :3] + 0.5 * (1 - target[..., 3:])
-            shown = (out.rgb + 0.5 * (1 - out.alpha[..., None])).clamp(0, 1)
-            ssim = float(structural_similarity(truth.numpy(), shown.numpy(), channel_axis=2, data_range=1.0))
-            scores.views.setdefault(name, []).append((*image_scores(shown, out.alpha, truth, target[..., 3]), ssim))
-            if view in (1, 2, 4, 6):
-                strip += [truth, shown]
-    truth_points, points = [], []
-    for view in SURFACE_VIEWS:
-        step = data.size // SIZE
-        depth = decode_depth(data.depth[identity, view])[step // 2 :: step, step // 2 :: step]
-        camera = camera_at(data, identity, view, depth.shape[0])
-        truth_points.append(back_project(depth, camera))
-        out = head.render(camera)
-        points.append(back_project(torch.where(out.alpha > 0.5, out.depth, 0.0), camera))
-    box = [x[(np.abs(x) < head.half_extent).all(1)] for x in (np.concatenate(truth_points), np.concatenate(points))]
-    scores.chamfer_mm.append(chamfer_mm(*box))
+        for view, truth in zip(views, truths(data, identity, views), strict=True):
+            out = head.render(truth.camera)
+            found = image_figures(out, truth.view)
+            scores.views.setdefault(name, []).append((found["psnr"], found["foreground_psnr"], found["iou"], found["ssim"]))
+            if view in SHOWN:
+                strip += [over_grey(truth.view.rgb, truth.view.alpha), over_grey(out.rgb, out.alpha)]
+    distance = chamfer(head, data, identity)
+    if distance is not None:
+        scores.chamfer_mm.append(distance)
     return torch.cat(strip, 1)
 
 

@@ -1,4 +1,4 @@
-"""How well heads meet their photos: landmark error and matte IoU at the reference view, seconds, and a contact sheet.
+"""How well heads meet their photos at the photo's own view, seconds, and a contact sheet for the documentation.
 
     python -m portrait_backend.evaluation.photos PHOTO... -o DIR --preset standard
 
@@ -11,84 +11,34 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 import portrait_backend
+from portrait_backend.evaluation.image_metrics import over_white
+from portrait_backend.evaluation.mesh_file import from_head_mesh
+from portrait_backend.evaluation.photo_scores import reference_figures
 from portrait_backend.outputs import VIEWS
 from portrait_backend.pipeline import Result
-from portrait_backend.portrait.faces import find_face
+from portrait_backend.portrait.faces import FaceDetector
 from portrait_backend.portrait.mediapipe_tools import MediaPipeFaces
-from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.cameras import Camera
-from portrait_backend.radiance.head import Head
-from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import Preset, Settings
 
-EYE_CORNERS = (33, 263)
-"""Face-mesh indices of the outer eye corners."""
 TILE = 256
-
-
-def landmark_error(rendered: np.ndarray, portrait: Portrait) -> float | None:
-    """Mean distance of the landmarks detected in the rendered reference view (512, 512, 3) u8 from the photo's, in outer-eye distances.
-
-    None if no face is found in the render.
-    """
-    with MediaPipeFaces() as detector:
-        try:
-            face, _, _ = find_face(rendered, detector)
-        except PortraitDiffusionError:
-            return None
-    marks = portrait.landmarks.numpy()
-    eyes = float(np.linalg.norm(marks[EYE_CORNERS[0]] - marks[EYE_CORNERS[1]]))
-    return float(np.linalg.norm(face.landmarks - marks, axis=1).mean() / eyes)
-
-
-def matte_iou(alpha: Tensor, portrait: Portrait) -> float:
-    """Intersection over union of the rendered silhouette and the photo's matte at 0.5, where the photo is valid."""
-    inside = portrait.valid > 0.5
-    a, b = (alpha > 0.5) & inside, (portrait.matte > 0.5) & inside
-    return float((a & b).sum() / (a | b).sum())
+MESH_AZIMUTHS = (0.0, 150.0)
+"""From where the mesh is shown."""
 
 
 @torch.no_grad()
-def measure(head: Head, portrait: Portrait) -> dict[str, float | None]:
-    """Return landmark error, matte IoU and PSNR over the matte at the reference view."""
-    out = head.render(portrait.camera)
-    over_grey = (out.rgb + 0.5 * (1 - out.alpha[..., None])).clamp(0, 1)
-    solid = (portrait.matte > 0.9) & (portrait.valid > 0.5)
-    error = ((over_grey - portrait.rgba[..., :3]) ** 2).mean(-1)[solid].mean()
-    marks = landmark_error((over_grey.numpy() * 255).round().astype(np.uint8), portrait)
-    return {
-        "landmark_error_percent": None if marks is None else round(100 * marks, 2),
-        "matte_iou": round(matte_iou(out.alpha, portrait), 4),
-        "reference_psnr": round(float(-10 * error.log10()), 2),
-    }
-
-
-def mesh_tile(result: Result, azimuth: float) -> Tensor:
-    """Render the textured mesh, unlit, from an azimuth: (TILE, TILE, 3) over white."""
-    from portrait_backend.geometry.rasterise import rasterise
-    from portrait_backend.radiance.cameras import METRES_PER_UNIT
-
-    camera, mesh = Camera.orbit(azimuth, 0, 2 * TILE), result.mesh
-    vertices, faces = torch.as_tensor(mesh.vertices).float() / METRES_PER_UNIT, torch.as_tensor(mesh.faces)
-    pixels, z = camera.project(vertices)
-    found = rasterise(torch.cat([pixels, z[:, None]], 1), faces, camera.height, camera.width)
-    hit = found.face >= 0
-    corner_uv = torch.as_tensor(mesh.uv).float()[faces[found.face.clamp_min(0)]]
-    uv = (corner_uv * found.barycentric[..., None]).sum(-2)
-    texture = torch.as_tensor(mesh.texture).permute(2, 0, 1)[None].float() / 255
-    at = torch.stack([uv[..., 0] * 2 - 1, 1 - uv[..., 1] * 2], -1)[None]
-    colour = F.grid_sample(texture, at, align_corners=False)[0].permute(1, 2, 0)
-    image = torch.where(hit[..., None], colour, torch.ones(()))
-    return F.avg_pool2d(image.permute(2, 0, 1)[None], 2)[0].permute(1, 2, 0)
+def measure(result: Result, detector: FaceDetector) -> dict[str, float | None]:
+    """Return the figures of the photo's own view (`photo_scores.reference_figures`)."""
+    found = reference_figures(result.head.render(result.portrait.camera), result.portrait, detector)
+    return {name: None if value is None else round(value, 4) for name, value in found.items()}
 
 
 def sheet_row(result: Result, folder: Path) -> Tensor:
@@ -98,7 +48,10 @@ def sheet_row(result: Result, folder: Path) -> Tensor:
         view = Image.open(folder / "views" / f"{name}.png").resize((TILE, TILE), Image.Resampling.LANCZOS)
         rgba = torch.from_numpy(np.asarray(view).astype(np.float32) / 255)
         tiles.append(rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:])
-    return torch.cat([*tiles, mesh_tile(result, 0), mesh_tile(result, 150)], 1)
+    for azimuth in MESH_AZIMUTHS:
+        seen = from_head_mesh(result.mesh).render(Camera.orbit(azimuth, 0, TILE))
+        tiles.append(over_white(seen.rgb, seen.alpha))
+    return torch.cat(tiles, 1)
 
 
 def main() -> None:
@@ -108,11 +61,14 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--preset", default="standard")
     a = parser.parse_args()
-    rows, figures = [], {}
+    rows: list[Tensor] = []
+    figures: dict[str, dict[str, Any]] = {}
     for photo in a.photos:
         folder = a.output / photo.stem
         result = portrait_backend.generate(photo, Settings(preset=cast(Preset, a.preset)), output=folder)
-        figures[photo.name] = measure(result.head, result.portrait) | {
+        with MediaPipeFaces() as detector:
+            measured = measure(result, detector)
+        figures[photo.name] = measured | {
             "seconds": result.record["seconds"],
             "peak_memory_mb": max(stage["peak_memory_mb"] for stage in result.record["stages"]),
             "stages": {stage["stage"]: stage["seconds"] for stage in result.record["stages"]},

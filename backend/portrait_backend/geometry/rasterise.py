@@ -78,7 +78,7 @@ def rasterise(vertices_px: Tensor, faces: Tensor, height: int, width: int, persp
         value = _evaluate(planes, triangle, x, y)
         inside = (value[:, :3] >= -EDGE_TOLERANCE).all(1)
         depth = (1 / value[inside, 3]) if perspective else value[inside, 3]
-        key = (_sortable_bits(depth.float()) << 32) | triangle[inside]
+        key = (sortable_bits(depth.float()) << 32) | triangle[inside]
         winner.scatter_reduce_(0, y[inside] * width + x[inside], key, "amin")
     return _fragments(winner, winner != empty, planes, face_ids, height, width, perspective, vertices, faces)
 
@@ -112,7 +112,7 @@ def _evaluate(planes: Tensor, triangle: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return coefficients[..., 0] * (x[:, None] + 0.5) + coefficients[..., 1] * (y[:, None] + 0.5) + coefficients[..., 2]
 
 
-def _sortable_bits(depth: Tensor) -> Tensor:
+def sortable_bits(depth: Tensor) -> Tensor:
     """Map float32 (n,) to int64 (n,) of 32-bit range with the same order."""
     bits = depth.contiguous().view(torch.int32)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()

@@ -28,6 +28,10 @@ SKIN_LIKE, LEAST_SHARE = 14.0, 0.2
 DISC = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))
 LEAST_PIXELS = 200
 """Fewer hair pixels than this at 512 px tell no colour."""
+LEAST_HUE, HUE_SPREAD = 8.0, 2.0
+"""Distance in a and b of Lab up to which hair has the same hue, and as a multiple of its median."""
+SHORT_HAIR = -0.17
+"""Height of the hairline of a nape, head units."""
 NECK_FADE = 0.08
 """Height over which neck turns into hair at the back, head units."""
 EARS_Z, EARS_TOP = -0.02, 0.08
@@ -78,6 +82,14 @@ def photo_hair_colour(portrait: Portrait, hair: Tensor | None = None) -> Tensor 
     return colours.median(0).values if len(colours) >= LEAST_PIXELS else None
 
 
+def of_one_hue(colours: Tensor, colour: Tensor) -> Tensor:
+    """Return which hair colours (N, 3) have the hue of `colour` (3,): bool. The others are what shines through between the strands."""
+    both = torch.cat([colours, colour[None]])
+    chroma = torch.from_numpy(cv2.cvtColor(both[None].contiguous().numpy(), cv2.COLOR_RGB2LAB)[0, :, 1:])
+    distance = (chroma[:-1] - chroma[-1]).norm(dim=-1)
+    return distance <= max(LEAST_HUE, HUE_SPREAD * float(distance.median())) if len(distance) else distance > 0
+
+
 def body_pixels(portrait: Portrait, hair: Tensor) -> Tensor:
     """Return which pixels (512, 512) of the matte are neck, shoulders and clothes: below the jaw's corners, neither face nor hair."""
     size = portrait.rgba.shape[0]
@@ -87,13 +99,14 @@ def body_pixels(portrait: Portrait, hair: Tensor) -> Tensor:
     return (portrait.matte > 0.95) & (portrait.valid > 0.5) & torch.from_numpy(~face & below) & ~hair
 
 
-def hair_share(points: Tensor, lowest: float = -0.17) -> Tensor:
-    """Return how surely unseen surface points (N, 3) are hair, by place: 1 on crown and back, 0 on neck, ears and temples.
-
-    lowest: height down to which the hair reaches at the back, head units.
-    """
+def hair_share(points: Tensor) -> Tensor:
+    """Return how surely unseen surface points (N, 3) are hair, by place: 1 on crown and back, 0 on neck, ears and temples."""
     _, y, z = points.unbind(-1)
-    above_neck = ((y - lowest) / NECK_FADE + 0.5).clamp(0, 1)
     behind_ears = ((EARS_Z - z) / 0.08).clamp(0, 1)
     above_ears = ((y - EARS_TOP) / 0.08).clamp(0, 1)
-    return above_neck * torch.maximum(behind_ears, above_ears)
+    return share_above(points, SHORT_HAIR) * torch.maximum(behind_ears, above_ears)
+
+
+def share_above(points: Tensor, lowest: float) -> Tensor:
+    """Return 1 for points (N, 3) above the height `lowest` to which hair reaches, 0 below, with a fade between."""
+    return ((points[:, 1] - lowest) / NECK_FADE + 0.5).clamp(0, 1)

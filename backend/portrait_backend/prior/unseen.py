@@ -13,7 +13,15 @@ from torch import Tensor
 
 from portrait_backend.portrait.regions import face_outline
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.hair_colour import body_pixels, hair_pixels, hair_share, photo_hair_colour
+from portrait_backend.prior.hair_colour import (
+    SHORT_HAIR,
+    body_pixels,
+    hair_pixels,
+    hair_share,
+    of_one_hue,
+    photo_hair_colour,
+    share_above,
+)
 from portrait_backend.prior.hair_strands import measure_strands, strand_factors
 from portrait_backend.prior.surface import SurfacePoints, smoothstep
 
@@ -29,8 +37,8 @@ SURE = 0.8
 """Trust from which a seen point is an anchor."""
 LIKENESS = (0.35, 0.65)
 """Share of the distance to skin, between the guess's own hair and skin colours, over which low hanging hair turns from 0 to 1."""
-SHORT_HAIR, LONG_HAIR = -0.17, -0.25
-"""Height of the hairline of a nape, head units; hair that the photo shows below the second is long."""
+LONG_HAIR = -0.25
+"""Hair that the photo shows below this height (head units) is long."""
 ALIKE = 0.15
 """Difference of guessed colours up to which points count as the same kind."""
 BODY_REACH = 0.05
@@ -58,6 +66,7 @@ def unseen_colours(
     anchors = seen[sure & is_hair]
     share = hairness(points.position, guess, seen_guess[bare], anchors.position)
     share = voted(seen[sure], is_hair[sure], points.position, share, generator)
+    anchors = anchors[of_one_hue(anchors.colour, hair)]
     strands = continued(anchors, hair.expand(len(anchors.trust), 3), points.position, hair.expand(len(guess), 3), generator)
     if style is not None:
         strands = strands * strand_factors(points.position, style, generator)
@@ -65,18 +74,18 @@ def unseen_colours(
 
 
 def hairness(position: Tensor, guess: Tensor, skin_guess: Tensor, hair: Tensor) -> Tensor:
-    """Return how surely points (N, 3) are hair: by place, and below it, down to where seen hair (K, 3) reaches, by the guess's colour.
+    """Return how surely points (N, 3) are hair: by place; long hair, which covers ears and neck, down to its end by the guess's colour.
 
-    guess (N, 3); skin_guess (M, 3): the same guess where the photo shows anything but hair.
+    guess (N, 3); skin_guess (M, 3): the same guess where the photo shows anything but hair; hair (K, 3): points of seen hair.
     """
     lowest = float(hair[:, 1].quantile(0.02)) if len(hair) else SHORT_HAIR
-    place = hair_share(position, SHORT_HAIR)
+    place = hair_share(position)
     crown = (place > 0.99) & (position[:, 1] > 0.1)
     if lowest > LONG_HAIR or int(crown.sum()) < 100 or len(skin_guess) < 100:
         return place
     own_hair, own_skin = guess[crown].median(0).values, skin_guess.median(0).values
     to_hair, to_skin = (guess - own_hair).norm(dim=-1), (guess - own_skin).norm(dim=-1)
-    return torch.maximum(place, smoothstep(to_skin / (to_hair + to_skin + 1e-6), *LIKENESS) * hair_share(position, lowest))
+    return torch.maximum(place, smoothstep(to_skin / (to_hair + to_skin + 1e-6), *LIKENESS) * share_above(position, lowest))
 
 
 def continued(seen: SurfacePoints, seen_guess: Tensor, position: Tensor, guess: Tensor, generator: torch.Generator) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from portrait_backend.portrait.head_pose import LANDMARK_SIZE, fit_parameters, landmark_size, load_landmark_model, orbit_rotation
-from portrait_backend.radiance.cameras import ORBIT_RADIUS
+from portrait_backend.radiance.cameras import ORBIT_RADIUS, Camera
 from portrait_backend.training.landmark_model import FACE_MESH
 from portrait_shared.errors import PortraitDiffusionError
 
@@ -95,6 +95,11 @@ def camera_of(angles: Tensor) -> Tensor:
     return torch.cat([rotation, t], 2)
 
 
+def camera_at(data: HeadDataset, identity: int, view: int, size: int) -> Camera:
+    """Return a data-set camera at `size` px."""
+    return replace(Camera.orbit(0, 0, size), world_to_camera=data.cameras[identity, view])
+
+
 def fit_inputs(landmarks: np.ndarray, size: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Fit noisy landmarks (M, 468, 2) px as the product does: similarity (M, 2, 3), angles (M, 2) rad, coefficients (M, K)."""
     rng, model = np.random.default_rng(seed), load_landmark_model()
@@ -128,6 +133,11 @@ def mirror_cameras(cameras: Tensor) -> Tensor:
     return cameras * sign[:, None] * F.pad(sign, (0, 1), value=1.0)
 
 
+def finished_identities(data: Path) -> list[Path]:
+    """Return the folders of the finished identities of `data`, in the order in which they are read."""
+    return [folder for folder in sorted(data.glob("id*")) if (folder / "cameras.json").exists()]
+
+
 def load_heads(
     data: Path,
     limit: int | None = None,
@@ -144,7 +154,7 @@ def load_heads(
     """
     if cache is not None and cache.exists():
         return HeadDataset(**torch.load(cache, weights_only=True, mmap=True))
-    folders = [f for f in sorted(data.glob("id*")) if (f / "cameras.json").exists()][:limit]
+    folders = finished_identities(data)[:limit]
     if not folders:
         raise PortraitDiffusionError(
             "data-empty",
