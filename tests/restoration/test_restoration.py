@@ -237,7 +237,7 @@ def test_regularisers_at_known_values() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        RestorationSettings(),
+        RestorationSettings(normal_weight=20.0),
         RestorationSettings(guidance="sds", normal_weight=3.0),
         RestorationSettings(guidance="sds", perp_neg=True, normal_weight=3.0, guidance_scale=1.0),
         RestorationSettings(guidance="interval", normal_weight=3.0),
@@ -245,7 +245,7 @@ def test_regularisers_at_known_values() -> None:
     ids=["x0", "sds", "perp-neg", "interval"],
 )
 def test_a_prior_that_knows_the_truth_restores_it(flat: Head, truth: Head, settings: RestorationSettings) -> None:
-    settings = replace(settings, steps=25, render_size=SIZE, learning_rate=0.002)
+    settings = replace(settings, steps=25, render_size=SIZE, learning_rate=0.002, noise_start=0.5)
     restored = restore(flat, portrait_of(truth), settings, context(), oracle(truth))
     assert side_error(restored, truth) < 0.6 * side_error(flat, truth)
     front = Camera.orbit(0, 0, 64)
@@ -307,3 +307,13 @@ def test_the_memory_budget_changes_nothing_but_memory(flat: Head) -> None:
         gradients.append(phi.out.bias.grad)
     assert gradients[0] is not None and gradients[0].abs().sum() > 0
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-2, rtol=1e-3)
+
+
+def test_the_colours_are_held_at_phis_first_answer(flat: Head, truth: Head) -> None:
+    phi = DetailPreservationUNet(config_for(flat))
+    torch.nn.init.normal_(phi.out.weight, 0, 0.05, generator=torch.Generator().manual_seed(0))
+    camera, log = Camera.orbit(120, 0, 32), list[Progress]()
+    with torch.no_grad():
+        moved = (RestoredField(flat, phi).merged().render(camera).rgb - flat.render(camera).rgb).abs().mean()
+    restore(flat, portrait_of(flat), RestorationSettings(steps=1, render_size=SIZE), context(log=log), oracle(truth), phi)
+    assert moved > 0.01 and log[1].metrics["colours"] < 0.05 * 5.0 * float(moved)
