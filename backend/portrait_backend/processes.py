@@ -46,3 +46,12 @@ def only_one(path: Path, refusal: PortraitDiffusionError) -> Iterator[None]:
 def cores() -> int:
     """Return how many processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def only_device(device: str, visible: str) -> dict[str, str]:
+    """Return the environment that shows CUDA one GPU only: "cuda:1" is the second of those visible so far ("" for all)."""
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not number:
+        return {}
+    names = visible.split(",") if visible else []
+    return {"CUDA_VISIBLE_DEVICES": names[int(number)] if int(number) < len(names) else "" if names else number}

@@ -46,6 +46,8 @@ def light(task: Task, on_progress: Callable[[Any], None], cancelled: Callable[[]
             raise OSError(errno.ENOSPC, "No space left on device")
         if text == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if text == "wait":
+            time.sleep(1)
         while text == "slow":
             time.sleep(0.02)
             if cancelled():
@@ -59,6 +61,7 @@ def light(task: Task, on_progress: Callable[[Any], None], cancelled: Callable[[]
                 "settings": to_dict(task.settings),
                 "warnings": ["blurred"] if text == "blurred" else [],
                 "pid": os.getpid(),
+                "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
                 "threads": os.environ.get("OMP_NUM_THREADS"),
             },
         )

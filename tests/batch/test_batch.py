@@ -112,6 +112,8 @@ def test_settings_of_the_manifest_and_of_the_command_line_arrive(folder: Path) -
         ((), "photos-missing"),
         (("--faces=-1", "PHOTO"), "setting-invalid"),
         (("--jobs", "0", "PHOTO"), "usage"),
+        (("--gpus", "0,one", "PHOTO"), "usage"),
+        (("--gpus", "0,0", "PHOTO"), "usage"),
         (("--name", "{x}", "PHOTO"), "name-invalid"),
         (("PHOTO", "--manifest", "MANIFEST"), "manifest-invalid"),
         (("PHOTO", "PHOTO"), "name-clash"),
@@ -133,6 +135,13 @@ def test_jobs_share_the_photos_and_the_cores(folder: Path) -> None:
     records = [record(folder, f"p{number}") for number in range(12)]
     assert 1 <= len({made["pid"] for made in records}) <= 2 and os.getpid() not in {made["pid"] for made in records}
     assert {made["threads"] for made in records} == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
+
+
+def test_each_gpu_has_a_process_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
+    run(folder, *photos(folder, a="wait", b="wait", c="die", d="wait"), "--gpus", "0,2", code=1)
+    records = [record(folder, name) for name in "abd"]
+    assert {made["gpu"] for made in records} == {"4", "7"} and len({made["pid"] for made in records}) <= 3
 
 
 def test_a_full_disk_stops_the_batch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from portrait_backend.processes import only_device
 from portrait_backend.server import pool
 from portrait_backend.server.folders import DataFolder
 from portrait_backend.server.front_end import FrontEnd
 from portrait_backend.server.jobs import Quota
 from portrait_backend.server.keys import KeyFolder
-from portrait_backend.server.worker import only_device
 from portrait_shared import protocol as p
 from portrait_shared.client import Client
 from portrait_shared.connection import Connection

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Protocol
@@ -42,17 +42,24 @@ class Listener(Protocol):
 class _Worker:
     process: BaseProcess
     pipe: Connection
+    gpu: int | None = None
     item: Item | None = None
 
 
 class Pool:
-    """Makes the heads of `items` in `jobs` processes; `outcomes` has what ended so far, by index, also after an interruption."""
+    """Makes the heads of `items` in `jobs` processes, spread evenly over `gpus` (numbers of CUDA devices; none: the settings decide).
 
-    def __init__(self, items: Sequence[Item], jobs: int, listener: Listener, redo: bool = False, engine: str = ENGINE) -> None:
+    `outcomes` has what ended so far, by index, also after an interruption.
+    """
+
+    def __init__(
+        self, items: Sequence[Item], jobs: int, listener: Listener, redo: bool = False, engine: str = ENGINE, gpus: Sequence[int] = ()
+    ) -> None:
         self.outcomes: dict[int, Outcome] = {}
         self._waiting, self._listener, self._redo = deque(items), listener, redo
         self._jobs = min(jobs, len(items))
         self._start = WorkerStart(engine, max(1, cores() // self._jobs) if self._jobs > 1 else 0)
+        self._gpus = gpus
         self._spawn = multiprocessing.get_context("spawn")
         self._stop = self._spawn.Event()
         self._workers: list[_Worker] = []
@@ -86,11 +93,13 @@ class Pool:
         return None
 
     def _new_worker(self) -> _Worker:
+        taken = [worker.gpu for worker in self._workers]
+        gpu = min(self._gpus, key=taken.count, default=None)
         ours, theirs = self._spawn.Pipe()
-        process = self._spawn.Process(target=main, args=(theirs, self._stop, self._start), daemon=True)
+        process = self._spawn.Process(target=main, args=(theirs, self._stop, replace(self._start, gpu=gpu)), daemon=True)
         process.start()
         theirs.close()  # so that ours ends when the process does
-        self._workers.append(_Worker(process, ours))
+        self._workers.append(_Worker(process, ours, gpu))
         return self._workers[-1]
 
     def _busy(self) -> list[_Worker]:

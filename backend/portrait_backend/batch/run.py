@@ -28,9 +28,15 @@ class Interrupted(Exception):
 
 
 def run_batch(
-    items: Sequence[Item], output: Path, listener: Listener, jobs: int = 1, redo: bool = False, engine: str | None = None
+    items: Sequence[Item],
+    output: Path,
+    listener: Listener,
+    jobs: int = 1,
+    redo: bool = False,
+    engine: str | None = None,
+    gpus: Sequence[int] = (),
 ) -> Summary:
-    """Make the heads of `items` below the folder `output` in `jobs` processes and write the summary there.
+    """Make the heads of `items` below the folder `output` in `jobs` processes, spread over `gpus`, and write the summary there.
 
     Heads that lie there finished are skipped unless `redo`. Raises PortraitDiffusionError output-is-file, output-not-writable,
     output-in-use; Interrupted after Ctrl-C, with the summary written.
@@ -38,7 +44,7 @@ def run_batch(
     started, clock = datetime.now(UTC), time.perf_counter()
     with _held(output):
         remove_litter(item.folder for item in items)
-        pool = Pool(items, jobs, listener, redo, engine or ENGINE)
+        pool = Pool(items, jobs, listener, redo, engine or ENGINE, gpus)
         interruption: KeyboardInterrupt | None = None
         try:
             pool.run()

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from portrait_backend.processes import leave_with_parent
+from portrait_backend.processes import leave_with_parent, only_device
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import Settings
 
@@ -74,10 +74,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class WorkerStart:
-    """What a worker process is started with; engine: "module:name" of what makes a head; threads: 0 for as many as there are cores."""
+    """What a worker process is started with.
+
+    engine: "module:name" of what makes a head; threads: 0 for as many as there are cores; gpu: the only one it sees, None for all.
+    """
 
     engine: str = ENGINE
     threads: int = 0
+    gpu: int | None = None
 
 
 class Engine(Protocol):
@@ -99,6 +103,8 @@ def main(pipe: Connection, stop: Event, start: WorkerStart) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
     warnings.simplefilter("ignore")  # the libraries' chatter; what users should know is in a head's warnings
     leave_with_parent()
+    if start.gpu is not None:
+        os.environ.update(only_device(f"cuda:{start.gpu}", os.environ.get("CUDA_VISIBLE_DEVICES", "")))
     if start.threads:
         os.environ.update({name: str(start.threads) for name in THREADS if not os.environ.get(name)})
     module, _, name = start.engine.partition(":")

@@ -28,7 +28,11 @@ def batch(
     manifest: Annotated[
         Path | None, typer.Option("--manifest", metavar="FILE", help="CSV or JSON Lines with settings of each photo (docs/batch.md).")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, max=256, help="Heads that are made at the same time.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", metavar="N", min=1, max=256, help="Heads made at the same time.", show_default="1, or one per GPU"),
+    ] = None,
+    gpus: Annotated[str, typer.Option("--gpus", metavar="0,1,…", help="Numbers of the GPUs to spread the jobs over.")] = "",
     name: Annotated[
         str, typer.Option("--name", metavar="TEMPLATE", help="Name of a head's folder: {stem} {index} {sha} {parent} {preset} {seed}.")
     ] = "{stem}",
@@ -48,10 +52,11 @@ def batch(
     from portrait_backend.cli.batch_report import batch_report
     from portrait_shared.errors import PortraitDiffusionError
 
+    numbers = _numbers(gpus)
     items = make_plan(photos or [], read_manifest(manifest) if manifest else [], overrides, output, name)
     try:
         with batch_report(len(items), json) as report:
-            summary = run_batch(items, output, report, jobs, redo)
+            summary = run_batch(items, output, report, jobs or len(numbers) or 1, redo, gpus=numbers)
     except Interrupted as interrupted:
         hint = f"The finished heads are in {output}; the same command goes on"
         raise PortraitDiffusionError("cancelled", f"cancelled, {interrupted.summary.sentence()}", hint, retryable=True) from interrupted
@@ -61,6 +66,14 @@ def batch(
         _show(summary)
     if not summary.complete:
         raise typer.Exit(SOME_FAILED)
+
+
+def _numbers(text: str) -> list[int]:
+    """Return the numbers that --gpus names; raises a usage error."""
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(part.isascii() and part.isdigit() for part in parts) or len(set(parts)) != len(parts):
+        raise typer.BadParameter(f"--gpus {text}: give numbers with commas between, none twice")
+    return [int(part) for part in parts]
 
 
 def _show(summary: Summary) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import zmq
 
-from portrait_backend.processes import leave_with_parent
+from portrait_backend.processes import leave_with_parent, only_device
 from portrait_backend.server import backstage as b
 from portrait_backend.server.folders import JobFolder
 from portrait_backend.server.keys import KeyPair
@@ -106,15 +106,6 @@ def main(start: WorkerStart) -> None:
             answer = _run(engine, message, _Reporter(message.job, inner, state))
             inner.send_multipart(b.to_frames(answer))
             inner.send_multipart(b.to_frames(b.Ready(engine.describe())))
-
-
-def only_device(device: str, visible: str) -> dict[str, str]:
-    """Return the environment that shows CUDA one GPU only: "cuda:1" is the second of those visible so far ("" for all)."""
-    kind, _, number = device.partition(":")
-    if kind != "cuda" or not number:
-        return {}
-    names = visible.split(",") if visible else []
-    return {"CUDA_VISIBLE_DEVICES": names[int(number)] if int(number) < len(names) else "" if names else number}
 
 
 class _State:
