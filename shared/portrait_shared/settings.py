@@ -136,7 +136,7 @@ class RefinementSettings:
     noise: Literal["resampled", "random", "fixed"] = setting(
         "resampled", "Noise", "resampled: around the anchor, kept if the gradients agree; random: new each time; fixed: the anchor itself."
     )
-    optimise: bool = setting(True, "Optimise the head", "Change the head between the rounds; off: only make the images.")
+    optimise: bool = setting(True, "Optimise the head", "Change the head in every round; off: the images are brought in at the end only.")
     geometry_condition: bool = setting(True, "Geometry condition", "Show the denoiser the coarse render and its normals.")
     implicit_branch: bool = setting(True, "Implicit branch", "Carry features of the neighbouring view, not only its pixels.")
     literal_implicit: bool = setting(

@@ -178,9 +178,11 @@ def test_every_ablation_runs(changes: dict[str, object], head: Head, portrait: P
     assert torch.equal(result.head.geometry.planes, head.geometry.planes) == ("shape_rate" not in changes)
 
 
-def test_without_optimisation_only_images_are_made(head: Head, portrait: Portrait, refiner: Refiner) -> None:
-    result = refine(head, portrait, replace(QUICK, optimise=False), context(), refiner)
+def test_without_optimisation_the_images_are_brought_in_at_the_end_only(head: Head, portrait: Portrait, refiner: Refiner) -> None:
+    result = refine(head, portrait, replace(QUICK, optimise=False, settle_steps=0), context(), refiner)
     assert torch.equal(planes(result), head.appearance.planes) and len(result.views) == 4
+    settled = refine(head, portrait, replace(QUICK, optimise=False), context(), refiner)
+    assert not torch.equal(planes(settled), head.appearance.planes)
     nothing = refine(head, portrait, replace(QUICK, iterations=0), context(), None)
     assert torch.equal(planes(nothing), head.appearance.planes) and not nothing.views
 

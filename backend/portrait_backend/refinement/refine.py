@@ -107,7 +107,7 @@ class _Refinement:
             if self.path is not None:
                 self.state.save(self.path, self.fingerprint, generator)
         targets = self._targets() if settings.iterations > 0 else []
-        if targets and settings.optimise and settings.settle_steps > 0:
+        if targets and settings.settle_steps > 0:
             settle(self.psi, targets[0], targets[1:], settings.settle_steps, self.context, self._done(), self.steps)
         return RefinedHead(self.psi.finished(), self._refined_views())
 
