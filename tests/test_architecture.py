@@ -17,7 +17,7 @@ LEVELS = [
     {"radiance"},
     {"geometry", "diffusion", "portrait"},
     {"prior", "restoration", "refinement", "mesh"},
-    {"pipeline", "stages", "checkpoints", "outputs", "rendering", "camera_file", "job_folder", "devices", "doctor"},
+    {"pipeline", "stages", "checkpoints", "outputs", "rendering", "camera_file", "job_folder", "devices", "doctor", "processes", "batch"},
     {"server"},
     {"cli"},
     {"__main__"},

@@ -13,6 +13,7 @@ from typing import Any
 
 from portrait_backend import __version__
 from portrait_backend.models.inventory import starter_weights
+from portrait_backend.processes import cores
 
 REQUIRED = {
     "torch": "torch", "numpy": "numpy", "scipy": "scipy", "pillow": "PIL", "safetensors": "safetensors", "mediapipe": "mediapipe",
@@ -94,7 +95,7 @@ def _present(module: str) -> bool:
 
 
 def _devices() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [{"device": "cpu", "name": platform.processor() or platform.machine(), "cores": _cores()}]
+    found: list[dict[str, Any]] = [{"device": "cpu", "name": platform.processor() or platform.machine(), "cores": cores()}]
     if "torch" in sys.modules:
         import torch
 
@@ -102,7 +103,3 @@ def _devices() -> list[dict[str, Any]]:
             properties = torch.cuda.get_device_properties(index)
             found.append({"device": f"cuda:{index}", "name": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)})
     return found
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from portrait_shared.errors import PortraitDiffusionError
 
 RECORD = "job.json"
 APPLICATION = "portrait-diffusion"
+PARTIAL = "partial"
 DESKTOP_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 """Files that file managers leave in any folder they showed."""
 
@@ -35,7 +36,7 @@ def job_folder(target: Path) -> Iterator[Path]:
     target = target.expanduser().resolve()
     check_replaceable(target)
     missing = [parent for parent in target.parents if not parent.exists()]
-    work = _sibling(target, "partial")
+    work = _sibling(target, PARTIAL)
     try:
         work.mkdir(parents=True)
     except OSError as error:
@@ -96,6 +97,18 @@ def check_replaceable(target: Path) -> None:
             f"{target} holds files that are not from an earlier run: {foreign[0]}{more}",
             "Choose a new folder with -o, or move these files away",
         )
+
+
+def remove_litter(targets: Iterable[Path]) -> None:
+    """Remove the working folders that killed processes left beside `targets`; nobody may be working on these now."""
+    names: dict[Path, set[str]] = {}
+    for target in targets:
+        resolved = target.expanduser().resolve()
+        names.setdefault(resolved.parent, set()).add(f".{resolved.name}.{PARTIAL}")
+    for parent, wanted in names.items():
+        for path in parent.glob(f".*.{PARTIAL}-*"):
+            if path.name.rpartition("-")[0] in wanted:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

@@ -67,6 +67,8 @@ def test_the_best_of_a_column_stands_out() -> None:
     assert text.count("class='best'") == 1 and "<td class='best'>4.00</td>" in text, "a lower landmark error is better; ties are nobody's"
     assert "<td>0.9000<br><small>1 of 5 missing</small></td>" in text
     easier = [Score("photos", "anna", "easier", view, "identity", 0.95 if view == "front" else None) for view in TABLE_VIEWS]
+    other = [*scores(), Score("photos", "ben", "mesh", "front", "sharpness", 0.5)]
+    assert "field<br><small>only 1 of 2</small>" in summary_table(other) and "<td>mesh</td>" in summary_table(other)
     assert summary_table(scores() + easier).count("class='best'") == 1, "means over other views are not held against each other"
 
 

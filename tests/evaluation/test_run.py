@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from PIL import Image
 from portrait_backend import stages
 from portrait_backend.cli import main
 from portrait_backend.context import Context
+from portrait_backend.evaluation import ablations
 from portrait_backend.evaluation.photo_files import subjects_of
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.analytic import ellipsoid_head
 from portrait_backend.radiance.head import Head
+from portrait_shared.settings import Settings
 from tests.evaluation.balls import write_balls
 from tests.evaluation.test_results_page import TEXT
 
@@ -36,7 +39,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
         asked.append((settings.fit_steps, settings.fit_shape))
         return ellipsoid_head(size=32)
 
-    monkeypatch.setitem(stages.RUNNERS, "prior", prior)
+    monkeypatch.setattr(stages, "RUNNERS", {"prior": prior, "restoration": lambda head, *others: head})
     return asked
 
 
@@ -83,7 +86,9 @@ def test_photos_jobs_and_other_tools(runs: Runs, tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.slow
-def test_the_truth_and_the_ablations_on_it(runs: Runs, tmp_path: Path) -> None:
+def test_the_truth_and_the_ablations_on_it(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = [row for row in ablations.ABLATIONS if row.name.startswith(("prior network", "+ restoration", "fixed noise"))]
+    monkeypatch.setattr(ablations, "split", partial(ablations.split, rows=tuple(chosen)))
     write_balls(tmp_path / "data")
     arguments = ["evaluate", "--ground-truth", str(tmp_path / "data"), "--ablations", "--models", str(tmp_path / "none"), *SMALL]
     assert main([*arguments, "-o", str(tmp_path / "report")]) == 0
@@ -92,9 +97,9 @@ def test_the_truth_and_the_ablations_on_it(runs: Runs, tmp_path: Path) -> None:
     assert found["ground_truth", "id000000", "field"] == found["ground_truth", "id000000", "mesh"] == truth
     rows = {method: metrics for (section, _, method), metrics in found.items() if section == "ablations"}
     data = json.loads((tmp_path / "report/report.json").read_text())
-    assert len(rows) + len(data["unavailable_ablations"]) == 13 and "stages: prior network alone" in rows
-    assert all(metrics == truth for metrics in rows.values())
-    assert len(runs) == len(set(runs)), "equal stages are run once"
+    assert rows == {"stages: prior network alone": truth, "stages: + restoration (stage 2)": truth}
+    assert [row["name"] for row in data["unavailable_ablations"]] == ["fixed noise"], "it needs a stage that isn't there"
+    assert runs == [(Settings().prior.fit_steps, True), (0, True)], "equal stages are run once"
     assert data["problems"] == []
 
 

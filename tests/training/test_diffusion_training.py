@@ -13,7 +13,7 @@ from portrait_backend.diffusion.weights import load_codec, load_denoiser, save_c
 from portrait_backend.restoration.detail_unet import load_detail_unet
 from portrait_backend.restoration.guide import DiffusionPrior
 from portrait_backend.training.codec_trainer import CROP, CodecRecipe, train_codec
-from portrait_backend.training.denoiser_trainer import DenoiserRecipe, _mirrored, train_denoiser
+from portrait_backend.training.denoiser_trainer import LOW_NOISE, DenoiserRecipe, _mirrored, train_denoiser
 from portrait_backend.training.head_dataset import load_heads
 from portrait_backend.training.head_views import HeadViews
 from portrait_backend.training.phi_trainer import train_phi, true_rays
@@ -95,7 +95,8 @@ def test_batches_have_what_the_losses_need(folder: Path, codec_file: Path) -> No
         batch = DenoiserRecipe(TrainOptions(folder, folder), codec_file, share).draw(4, generator())
         assert batch["images"].shape == (count, 3, side, side) and batch["noise"].shape == (count, 4, side // 4, side // 4)
         assert batch["reference"].shape == (count, 4, 128, 128)
-        assert sorted((batch["t"] * count // 1000).tolist()) == list(range(count)), "timesteps are stratified"
+        drawn = ((batch["t"] + 0.5) / 1000) ** (1 / LOW_NOISE)
+        assert sorted((drawn * count).int().tolist()) == list(range(count)), "timesteps are stratified"
         assert set(batch["domains"]) == {"rgb", "normal"}
 
 

@@ -1,4 +1,4 @@
-"""The command line: `portrait-diffusion generate | render | evaluate | serve | keys | doctor | train`.
+"""The command line: `portrait-diffusion generate | batch | render | evaluate | serve | keys | doctor | train`.
 
 Nothing heavy is imported before a command really runs: `--help` and typing errors answer at once.
 """
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from portrait_backend import __version__
-from portrait_backend.cli import console, doctor, evaluate, generate, keys, render, serve, train
+from portrait_backend.cli import batch, console, doctor, evaluate, generate, keys, render, serve, train
 from portrait_shared.errors import PortraitDiffusionError
 
 HELP = "One portrait photo in; a textured, full 360-degree 3D head out."
@@ -23,6 +23,7 @@ def build_app() -> typer.Typer:
     app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
     app.callback()(_root)
     app.command("generate")(generate.command())
+    app.command("batch")(batch.command())
     app.command("render")(render.render)
     app.command("evaluate")(evaluate.command())
     app.command("serve")(serve.serve)

@@ -43,8 +43,8 @@ class ErrorReport:
         self.as_json, self.debug = as_json, debug
 
     def user_error(self, error: PortraitDiffusionError) -> int:
-        """Report something the user can mend."""
-        return self._print(error, USER)
+        """Report something the user can mend, or that the user stopped it."""
+        return self._print(error, CANCELLED if error.code == "cancelled" else USER)
 
     def cancelled(self) -> int:
         """Report Ctrl-C."""

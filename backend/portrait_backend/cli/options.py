@@ -14,13 +14,15 @@ PANELS = {"": "Options", "prior": "Stage 1: prior", "refinement": "Stage 3: refi
 
 
 def with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` with its parameter `settings` replaced by one option for every setting."""
-    own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "settings"]
+    """Return `function` with one option for every setting in place of its parameter `settings`, or `overrides`: what was given of them."""
+    all_own = inspect.signature(function, eval_str=True).parameters
+    own = [p for p in all_own.values() if p.name not in ("settings", "overrides")]
     infos = {info.path.replace(".", "__"): info for info in walk(Settings)}
 
     def command(**values: Any) -> Any:
-        given = {infos[name].path: values.pop(name) for name in infos}
-        return function(settings=settings_from_options(given), **values)
+        overrides = given_settings({infos[name].path: values.pop(name) for name in infos})
+        settings = from_dict(overrides)  # refuses what is wrong, whoever asks
+        return function(**({"settings": settings} if "settings" in all_own else {"overrides": overrides}), **values)
 
     made = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(info)) for name, info in infos.items()]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + made
@@ -30,8 +32,8 @@ def with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def settings_from_options(given: Mapping[str, Any]) -> Settings:
-    """Return settings from {dotted path: value}; None means not given. Raises PortraitDiffusionError ``setting-invalid``."""
+def given_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested JSON form of {dotted path: value} without what is None: not given."""
     data: dict[str, Any] = {}
     for info in walk(Settings):
         value = given.get(info.path)
@@ -40,7 +42,7 @@ def settings_from_options(given: Mapping[str, Any]) -> Settings:
         group, _, name = info.path.rpartition(".")
         target = data.setdefault(group, {}) if group else data
         target[name] = [part.strip() for part in value.split(",")] if info.many else value
-    return from_dict(data)
+    return data
 
 
 def _option(info: SettingInfo) -> Any:

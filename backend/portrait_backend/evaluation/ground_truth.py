@@ -7,7 +7,7 @@ and scale count. Another tool's result for the same input is placed by its face 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from portrait_backend.portrait.faces import FaceDetector
 from portrait_backend.portrait.head_pose import LANDMARKS
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.renderer import RenderOutput
-from portrait_backend.training.head_dataset import HeadDataset, decode_depth
+from portrait_backend.training.head_dataset import HeadDataset, camera_at, decode_depth
 from portrait_backend.training.prior_evaluation import VIEWS, image_scores
 from portrait_shared.errors import PortraitDiffusionError
 
@@ -50,11 +50,6 @@ class Truth:
     camera: Camera
     view: RenderOutput
     azimuth: float
-
-
-def camera_at(data: HeadDataset, identity: int, view: int, size: int) -> Camera:
-    """Return a data-set camera at `size` px."""
-    return replace(Camera.orbit(0, 0, size), world_to_camera=data.cameras[identity, view])
 
 
 def truths(data: HeadDataset, identity: int, views: tuple[int, ...], home: Path | None = None, size: int = SIZE) -> Iterator[Truth]:

@@ -22,14 +22,13 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from portrait_backend.context import cpu_context
-from portrait_backend.evaluation.ground_truth import camera_at
 from portrait_backend.evaluation.held_out import with_true_pose
 from portrait_backend.evaluation.restoration import kept
 from portrait_backend.prior.starter import StarterPrior
 from portrait_backend.radiance.head import Head
 from portrait_backend.refinement.refine import refine
 from portrait_backend.refinement.sampling import Refiner, load_refiner
-from portrait_backend.training.head_dataset import HeadDataset, load_heads
+from portrait_backend.training.head_dataset import HeadDataset, camera_at, load_heads
 from portrait_backend.training.prior_evaluation import VIEWS, image_scores
 from portrait_backend.training.synthetic_portrait import portrait_of
 from portrait_shared.settings import PriorSettings, RefinementSettings

@@ -131,9 +131,12 @@ def summary_table(scores: list[Score]) -> str:
     best = {name: _best(name, [row[name] for row in rows.values() if name in row]) for name in names}
     head = "".join(f"<th title='{escape(METRICS[n].what)}'>{escape(_heading(n))}</th>" for n in names)
     lines = [f"<tr><th>method</th>{head}</tr>"]
+    subjects = {score.subject for score in scores}
     for method, row in rows.items():
         cells = "".join(_cell(name, row.get(name), best[name]) for name in names)
-        lines.append(f"<tr><td>{escape(method)}</td>{cells}</tr>")
+        some = len({score.subject for score in scores if score.method == method})
+        note = f"<br><small>only {some} of {len(subjects)}</small>" if some < len(subjects) else ""
+        lines.append(f"<tr><td>{escape(method)}{note}</td>{cells}</tr>")
     return f"<div class='scroll'><table>{''.join(lines)}</table></div>"
 
 

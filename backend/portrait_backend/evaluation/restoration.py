@@ -23,8 +23,8 @@ from torch import Tensor
 from portrait_backend.context import cpu_context
 from portrait_backend.devices import peak_memory_mb
 from portrait_backend.diffusion.weights import load_codec, load_denoiser
-from portrait_backend.evaluation.ground_truth import SIZE, camera_at
-from portrait_backend.evaluation.held_out import Scores, portrait_of, score_head
+from portrait_backend.evaluation.ground_truth import SIZE
+from portrait_backend.evaluation.held_out import Scores, score_head
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.starter import StarterPrior
 from portrait_backend.radiance.cameras import METRES_PER_UNIT
@@ -34,8 +34,9 @@ from portrait_backend.restoration.fit import STARTER_SIZE, reference_image, rest
 from portrait_backend.restoration.guide import DiffusionPrior
 from portrait_backend.restoration.views import render_view
 from portrait_backend.training.codec_trainer import save_picture
-from portrait_backend.training.head_dataset import HeadDataset, decode_depth, load_heads
+from portrait_backend.training.head_dataset import HeadDataset, camera_at, decode_depth, load_heads
 from portrait_backend.training.prior_evaluation import VIEWS
+from portrait_backend.training.synthetic_portrait import portrait_of
 from portrait_shared.settings import PriorSettings, RestorationSettings, Settings, get
 
 SHOWN = ((0.0, 0.0), (90.0, 0.0), (180.0, 0.0), (-90.0, 0.0))

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from portrait_backend.processes import only_one
 from portrait_backend.server.folders import DataFolder
 from portrait_backend.server.front_end import FrontEnd
 from portrait_backend.server.keys import KeyFolder
@@ -55,7 +56,7 @@ def serve(options: ServeOptions, on_ready: Callable[[str, Path], None] | None = 
         raise PortraitDiffusionError(
             "data-not-writable", f"can't write to {options.data} ({error.strerror})", "Choose another folder with --data"
         ) from error
-    with _lock(options.data), _logging(options.data):
+    with only_one(options.data / "lock", _in_use(options.data)), _logging(options.data):
         keys = KeyFolder(data.keys)
         check_bind(options.bind, keys)
         parent = ParentWatch(options.parent) if options.parent is not None else None
@@ -123,25 +124,10 @@ def _reachable(endpoint: str) -> str:
     return endpoint.replace("tcp://0.0.0.0:", "tcp://127.0.0.1:").replace("tcp://[::]:", "tcp://127.0.0.1:")
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the data folder: two servers on one store would run every job twice. The system lets go when the process ends."""
-    with (folder / "lock").open("a+") as file:
-        try:
-            if os.name == "posix":
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            else:
-                import msvcrt
-
-                file.seek(0)
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        except OSError as error:
-            raise PortraitDiffusionError(
-                "data-in-use", f"another server is using {folder}", "Stop it, or choose another folder with --data", retryable=True
-            ) from error
-        yield
+def _in_use(folder: Path) -> PortraitDiffusionError:
+    """Two servers on one store would run every job twice."""
+    hint = "Stop it, or choose another folder with --data"
+    return PortraitDiffusionError("data-in-use", f"another server is using {folder}", hint, retryable=True)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
-import multiprocessing
 import os
 import signal
 import threading
@@ -22,6 +21,7 @@ from typing import Any, Protocol
 
 import zmq
 
+from portrait_backend.processes import leave_with_parent
 from portrait_backend.server import backstage as b
 from portrait_backend.server.folders import JobFolder
 from portrait_backend.server.keys import KeyPair
@@ -85,7 +85,7 @@ def main(start: WorkerStart) -> None:
     warnings.simplefilter("ignore")  # the libraries' chatter; what users should know is in a result's warnings
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the front end decides
     os.environ.update(only_device(start.device, os.environ.get("CUDA_VISIBLE_DEVICES", "")))  # torch is not loaded yet
-    threading.Thread(target=_leave_with_the_front_end, name="watch", daemon=True).start()
+    leave_with_parent()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     inner = context.socket(zmq.PAIR)
     inner.bind(INNER)
@@ -115,13 +115,6 @@ def only_device(device: str, visible: str) -> dict[str, str]:
         return {}
     names = visible.split(",") if visible else []
     return {"CUDA_VISIBLE_DEVICES": names[int(number)] if int(number) < len(names) else "" if names else number}
-
-
-def _leave_with_the_front_end() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 class _State:

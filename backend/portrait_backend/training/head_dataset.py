@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from portrait_backend.portrait.head_pose import LANDMARK_SIZE, fit_parameters, landmark_size, load_landmark_model, orbit_rotation
-from portrait_backend.radiance.cameras import ORBIT_RADIUS
+from portrait_backend.radiance.cameras import ORBIT_RADIUS, Camera
 from portrait_backend.training.landmark_model import FACE_MESH
 from portrait_shared.errors import PortraitDiffusionError
 
@@ -93,6 +93,11 @@ def camera_of(angles: Tensor) -> Tensor:
     t = torch.zeros(len(angles), 3, 1, dtype=angles.dtype)
     t[:, 2] = ORBIT_RADIUS
     return torch.cat([rotation, t], 2)
+
+
+def camera_at(data: HeadDataset, identity: int, view: int, size: int) -> Camera:
+    """Return a data-set camera at `size` px."""
+    return replace(Camera.orbit(0, 0, size), world_to_camera=data.cameras[identity, view])
 
 
 def fit_inputs(landmarks: np.ndarray, size: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from portrait_backend.context import cpu_context
-from portrait_backend.evaluation.ground_truth import camera_at
 from portrait_backend.files import atomic_path
 from portrait_backend.prior.starter import StarterPrior
 from portrait_backend.radiance.cameras import focal_pixels
@@ -28,7 +27,7 @@ from portrait_backend.restoration.guide import DiffusionPrior, Guide
 from portrait_backend.restoration.losses import variation_loss
 from portrait_backend.restoration.views import SAMPLES, draw_angles, render_view
 from portrait_backend.training.codec_trainer import save_picture
-from portrait_backend.training.head_dataset import HeadDataset, decode_depth, load_heads
+from portrait_backend.training.head_dataset import HeadDataset, camera_at, decode_depth, load_heads
 from portrait_backend.training.prior_evaluation import image_scores
 from portrait_backend.training.synthetic_portrait import portrait_of
 from portrait_backend.training.trainer import TrainOptions, train

@@ -1,0 +1,14 @@
+"""Run the command line in a process of its own, its batch with the light engine."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+if __name__ == "__main__":
+    from portrait_backend.batch import run
+    from portrait_backend.cli import main
+    from tests.batch.fake_engine import LIGHT
+
+    run.ENGINE = LIGHT
+    sys.exit(main())
