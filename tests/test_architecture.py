@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 BACKEND, SHARED = ROOT / "backend/portrait_backend", ROOT / "shared/portrait_shared"
 
 LEVELS = [
-    {"__init__", "context", "files", "models"},
+    {"__init__", "context", "files"},
+    {"models"},
     {"radiance"},
     {"geometry", "diffusion", "portrait"},
     {"prior", "restoration", "refinement", "mesh"},
@@ -22,8 +23,8 @@ LEVELS = [
     {"cli"},
     {"__main__"},
 ]
-"""From the ground up. The fifth level is one house: its modules may import each other."""
-OPEN_LEVEL = 4
+"""From the ground up. The sixth level is one house: its modules may import each other."""
+OPEN_LEVEL = 5
 TOP = {"training", "evaluation"}
 """These may import all but the command line; nothing imports them, except `cli` inside a function."""
 SHARED_MAY_IMPORT = {"portrait_shared", "zmq"}

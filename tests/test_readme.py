@@ -32,7 +32,7 @@ def test_links_and_pictures_exist(page: Path) -> None:
 
 
 def test_options_in_the_readme_exist() -> None:
-    known = {name for info in walk() for name in info.options} | {"--json", "--help", "--cameras"}
+    known = {name for info in walk() for name in info.options} | {"--json", "--help", "--cameras", "--photos"}
     used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     assert used and used <= known, used - known
 

@@ -1,10 +1,11 @@
-"""Read a cameras.json file (format: docs/cameras.md): named OpenCV cameras in head units."""
+"""Read and write a cameras.json file (format: docs/cameras.md): named OpenCV cameras in head units."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,21 @@ def read_cameras(path: Path) -> dict[str, Camera]:
             raise _invalid(path, f"{where}: the name {name!r} is there twice")
         cameras[name] = _camera(path, f"{where} ({name})", entry)
     return cameras
+
+
+def write_cameras(cameras: Mapping[str, Camera], path: Path) -> None:
+    """Write cameras so that `read_cameras` returns the same ones."""
+    entries = [
+        {
+            "name": name,
+            "width": camera.width,
+            "height": camera.height,
+            "world_to_camera": camera.world_to_camera.tolist(),
+            "intrinsics": camera.intrinsics.tolist(),
+        }
+        for name, camera in cameras.items()
+    ]
+    path.write_text(json.dumps({"format": FORMAT, "cameras": entries}, indent=2) + "\n", encoding="utf-8")
 
 
 def _camera(path: Path, where: str, entry: dict[str, Any]) -> Camera:

@@ -24,6 +24,7 @@ REQUIRED = {
 OPTIONAL = {
     "pillow-heif": ("pillow_heif", "photos in HEIC format"),
     "imageio-ffmpeg": ("imageio_ffmpeg", "turntables as mp4"),
+    "usd-core": ("pxr", "meshes as USD"),
     "accelerate": ("accelerate", "training"),
     "moderngl": ("moderngl", "rendering training sets"),
     "scikit-image": ("skimage", "measuring quality"),

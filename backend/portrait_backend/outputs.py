@@ -14,6 +14,8 @@ from torch import Tensor
 
 from portrait_backend.context import Context
 from portrait_backend.mesh.types import HeadMesh
+from portrait_backend.mesh.usd import check_usd
+from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.head import Head
 from portrait_shared.errors import PortraitDiffusionError
@@ -40,14 +42,25 @@ def write_views(head: Head, folder: Path, settings: OutputSettings, context: Con
     """Write the seven views as RGBA PNG with straight alpha into `folder`."""
     folder.mkdir()
     preview: Tensor | None = None
-    for index, (name, (azimuth, pitch)) in enumerate(VIEWS.items()):
+    for index, (name, camera) in enumerate(view_cameras(settings).items()):
         context.report(index, len(VIEWS), preview)
-        camera = Camera.orbit(azimuth, pitch, settings.view_size).to(context.device)
         with torch.no_grad():
-            view = head.render(camera)
+            view = head.render(camera.to(context.device))
         Image.fromarray(straight_rgba8(view.rgb, view.alpha)).save(folder / f"{name}.png")
         preview = on_light(view.rgb, view.alpha) if context.wants_preview() else None
     context.report(len(VIEWS), len(VIEWS))
+
+
+def view_cameras(settings: OutputSettings) -> dict[str, Camera]:
+    """Return the cameras of the seven views by name."""
+    return {name: Camera.orbit(azimuth, pitch, settings.view_size) for name, (azimuth, pitch) in VIEWS.items()}
+
+
+def photo_camera(portrait: Portrait, width: int, height: int) -> Camera:
+    """Return the camera of the upright photo at a size, for a portrait that knows where it lies in it."""
+    if portrait.to_photo is None:
+        raise ValueError("this portrait doesn't know its place in the photo")
+    return portrait.camera.in_image(portrait.to_photo, *portrait.photo_size).stretched(width, height)
 
 
 def write_turntable(mesh: HeadMesh, path: Path, settings: OutputSettings, context: Context) -> None:
@@ -59,21 +72,24 @@ def write_turntable(mesh: HeadMesh, path: Path, settings: OutputSettings, contex
         _write_gif(frames, path)
 
 
-def check_turntable(settings: OutputSettings) -> None:
-    """Raise PortraitDiffusionError ``mp4-unavailable`` if the film can't be written here."""
+def check_outputs(settings: OutputSettings) -> None:
+    """Raise PortraitDiffusionError ``mp4-unavailable``, ``usd-unavailable`` if what is asked for can't be written here."""
     if settings.turntable == "mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise PortraitDiffusionError(
             "mp4-unavailable", "an mp4 turntable needs the package imageio-ffmpeg", "pip install imageio-ffmpeg, or use --turntable gif"
         )
+    if settings.format == "usd":
+        check_usd()
 
 
-def write_photo(photo: Path, path: Path) -> None:
-    """Write the photo upright as a small sRGB JPEG without its private data: what the head is laid over."""
+def write_photo(photo: Path, path: Path) -> tuple[int, int]:
+    """Write the photo upright as a small sRGB JPEG without its private data, what the head is laid over; returns its width and height."""
     from portrait_backend.portrait.read_image import read_photo
 
     image = Image.fromarray(read_photo(photo).rgb)
     image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
     image.save(path, "JPEG", quality=90)
+    return image.size
 
 
 def straight_rgba8(rgb: Tensor, alpha: Tensor) -> NDArray[np.uint8]:

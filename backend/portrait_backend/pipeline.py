@@ -91,9 +91,9 @@ def generate(
     with devices.reproducible(), _readable_memory_errors():
         if output is None:
             return job.run(Path(photo), None, kept)
-        from portrait_backend.outputs import check_turntable
+        from portrait_backend.outputs import check_outputs
 
-        check_turntable(settings.output)
+        check_outputs(settings.output)
         with job_folder(Path(output)) as folder:
             result = job.run(Path(photo), folder, kept)
         return replace(result, output=Path(output))
@@ -107,10 +107,10 @@ class _Job:
     source: str | None = None
     timings: list[dict[str, Any]] = field(default_factory=list)
     inputs: dict[str, Any] = field(default_factory=dict)
+    views: tuple[ProjectedView, ...] = ()
+    """The last stage's posed images, which the texture takes."""
 
     def run(self, photo: Path, folder: Path | None, geometry: Checkpoints | None) -> Result:
-        from portrait_backend.outputs import write_photo
-
         started, clock = datetime.now(UTC), time.perf_counter()
         if self.checkpoints is not None:
             self.inputs = self.first_inputs(photo, geometry)
@@ -118,8 +118,7 @@ class _Job:
         identity = self.identity(portrait, geometry)
         if folder is not None:
             self.write(folder, head, mesh, identity)
-            if portrait.to_photo is not None and photo.is_file():
-                write_photo(photo, folder / "photo.jpg")
+            self.write_cameras(folder, photo, portrait)
         seconds = round(time.perf_counter() - clock, 2)
         record = {**identity, "started": started.isoformat(timespec="seconds"), "seconds": seconds, **self.circumstances(portrait)}
         if folder is not None:
@@ -144,13 +143,12 @@ class _Job:
 
     def staged(self, names: Sequence[str], portrait: Portrait, head: Head | None) -> tuple[Head, tuple[ProjectedView, ...]]:
         """Run stages on a head (None: the first one makes it); returns the last head and the last stage's posed images."""
-        views: tuple[ProjectedView, ...] = ()
         for name in names:
             made = self.made(name, getattr(self.settings, name, None), partial(self.stage_of, name, portrait, head))
-            head, views = _there(made.head), made.views or views
+            head, self.views = _there(made.head), made.views or self.views
             if self.checkpoints is not None:  # it comes from the disk
                 head = head.to(self.context.device)
-        return _there(head), views
+        return _there(head), self.views
 
     def stage_of(self, name: str, portrait: Portrait, head: Head | None, context: Context) -> Made:
         made = stages.RUNNERS[name](head, portrait, getattr(self.settings, name, None), context)
@@ -201,13 +199,24 @@ class _Job:
         from portrait_backend.outputs import write_turntable, write_views
 
         settings = self.settings.output
-        export_mesh(mesh, folder / f"head.{settings.format}", extras=identity)
+        export_mesh(mesh, folder / f"head.{settings.format}", identity, settings.separate_texture)
         head.save(folder / "head.safetensors")
         with self.stage("views") as context:
             write_views(head, folder / "views", settings, context)
         if settings.turntable != "none":
             with self.stage("turntable") as context:
                 write_turntable(mesh, folder / f"turntable.{settings.turntable}", settings, context)
+
+    def write_cameras(self, folder: Path, photo: Path, portrait: Portrait) -> None:
+        """Write the photo's copy, and the cameras of all pictures in `folder` and of the images that the texture was made of."""
+        from portrait_backend import camera_file, outputs
+
+        cameras = outputs.view_cameras(self.settings.output)
+        if portrait.to_photo is not None and photo.is_file():
+            size = outputs.write_photo(photo, folder / "photo.jpg")
+            cameras["photo"] = outputs.photo_camera(portrait, *size)
+        cameras |= {f"ring_{number:02d}": view.camera for number, view in enumerate(self.views, 1)}
+        camera_file.write_cameras(cameras, folder / "cameras.json")
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Context]:

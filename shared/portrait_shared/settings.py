@@ -167,7 +167,12 @@ class MeshSettings:
 class OutputSettings:
     """What is written into the output folder."""
 
-    format: Literal["glb", "obj", "ply"] = setting("glb", "Mesh format", "File format of the mesh.", flag="format")
+    format: Literal["glb", "usd", "obj", "ply"] = setting(
+        "glb", "Mesh format", "File format of the mesh (usd needs usd-core; obj and usd have their texture beside them).", flag="format"
+    )
+    separate_texture: bool = setting(
+        False, "Separate texture", "Also write the texture of a glb or ply as a PNG beside it.", flag="separate-texture"
+    )
     view_size: int = setting(
         512, "View size", "Width and height of the seven view images.", min=64, max=2048, step=64, unit="px", flag="view-size"
     )

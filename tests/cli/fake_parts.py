@@ -148,7 +148,9 @@ def texture_surface(surface: HeadMesh, head: BallHead, portrait: Portrait, size:
     return HeadMesh(surface.vertices + 1, surface.faces, surface.uv, surface.normals, texture)
 
 
-def export_mesh(mesh: HeadMesh, path: Path, extras: dict[str, Any]) -> None:
+def export_mesh(mesh: HeadMesh, path: Path, extras: dict[str, Any], separate_texture: bool = False) -> None:
+    if separate_texture:
+        Path(path).with_suffix(".png").write_bytes(mesh.texture.tobytes())
     Path(path).write_text(
         json.dumps({"extras": extras, "vertices": mesh.vertices.tolist(), "texture": mesh.texture.tolist()}, sort_keys=True)
     )

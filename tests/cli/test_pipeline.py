@@ -15,9 +15,11 @@ import torch
 from PIL import Image
 
 import portrait_backend
+from portrait_backend.camera_file import read_cameras
 from portrait_backend.context import Cancelled, Progress, cpu_context
 from portrait_backend.mesh.types import HeadMesh
-from portrait_backend.outputs import write_turntable
+from portrait_backend.outputs import straight_rgba8, write_turntable
+from portrait_backend.radiance.cameras import Camera
 from portrait_backend.stages import RUNNERS
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import OutputSettings, Settings, to_dict
@@ -39,7 +41,7 @@ def test_writes_everything_that_is_promised(photo: Path, tmp_path: Path) -> None
     result = portrait_backend.generate(photo, QUICK, on_progress=seen.append, output=tmp_path / "out")
     names = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
     views = {f"views/{n}.png" for n in ("front", "left_front", "left", "back", "right", "right_front", "top")}
-    assert names == {"head.glb", "head.safetensors", "turntable.gif", "job.json"} | views
+    assert names == {"head.glb", "head.safetensors", "turntable.gif", "cameras.json", "job.json"} | views
     record = json.loads((tmp_path / "out/job.json").read_text())
     assert record == result.record and record["files"] == sorted(names - {"job.json"})
     assert record["photo"] == {"name": "someone.png", "sha256": "ab" * 32}
@@ -50,6 +52,33 @@ def test_writes_everything_that_is_promised(photo: Path, tmp_path: Path) -> None
     assert result.warnings == ["two faces: the largest was taken"]
     assert list(dict.fromkeys(p.stage for p in seen)) == ["portrait", "prior", "mesh", "views", "turntable"]
     assert all(p.step <= p.steps for p in seen)
+
+
+def test_cameras_of_all_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The views' cameras render the very views again; the photo's shows the head where it is in the photo's copy."""
+    fake_parts.install(monkeypatch)
+    fake_parts.install_later_stages(monkeypatch)
+    turn, scale = torch.tensor([[0.8, -0.6], [0.6, 0.8]]), 1.5
+    to_photo = torch.cat([turn * scale, torch.tensor([[700.0], [900.0]])], 1)
+    placed = replace(fake_parts.portrait(), to_photo=to_photo, photo_size=(3000, 4000))
+    monkeypatch.setattr(sys.modules["portrait_backend.portrait.align"], "prepare_portrait", lambda photo, context: placed)
+    photo = tmp_path / "someone.png"
+    Image.new("RGB", (3000, 4000)).save(photo)
+    settings = replace(QUICK, stages=("prior", "restoration", "refinement"))
+    portrait_backend.generate(photo, settings, output=tmp_path / "out")
+    cameras = read_cameras(tmp_path / "out/cameras.json")
+    assert list(cameras) == ["front", "left_front", "left", "back", "right", "right_front", "top", "photo", "ring_01"]
+    assert torch.equal(cameras["ring_01"].world_to_camera, Camera.orbit(30, 5, 8).world_to_camera)
+    seen = fake_parts.BallHead().render(cameras["left_front"])
+    view = np.asarray(Image.open(tmp_path / "out/views/left_front.png"))
+    assert np.array_equal(straight_rgba8(seen.rgb, seen.alpha), view)
+    with Image.open(tmp_path / "out/photo.jpg") as copy:
+        assert (cameras["photo"].width, cameras["photo"].height) == copy.size == (1536, 2048)
+    points = torch.tensor([[0.0, 0.0, 0.0], [0.2, 0.1, 0.3], [-0.3, 0.2, -0.1]])
+    crop, depth = placed.camera.project(points)
+    pixels, same_depth = cameras["photo"].project(points)
+    expected = (crop @ to_photo[:, :2].T + to_photo[:, 2]) * (2048 / 4000)
+    assert torch.allclose(pixels, expected, atol=0.05) and torch.allclose(depth, same_depth, atol=1e-5)
 
 
 def test_left_is_the_subjects_left_and_colours_are_straight(photo: Path, tmp_path: Path) -> None:
@@ -156,3 +185,11 @@ def test_mp4_without_its_library_is_refused_at_once(photo: Path, tmp_path: Path,
     with pytest.raises(PortraitDiffusionError) as caught:
         portrait_backend.generate(photo, settings, output=tmp_path / "out")
     assert caught.value.code == "mp4-unavailable" and not (tmp_path / "out").exists()
+
+
+def test_usd_without_its_library_is_refused_at_once(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portrait_backend.mesh.usd.importlib.util.find_spec", lambda name: None)
+    settings = replace(QUICK, output=replace(QUICK.output, format="usd"))
+    with pytest.raises(PortraitDiffusionError) as caught:
+        portrait_backend.generate(photo, settings, output=tmp_path / "out")
+    assert caught.value.code == "usd-unavailable" and not (tmp_path / "out").exists()

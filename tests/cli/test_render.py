@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from portrait_backend import rendering
-from portrait_backend.camera_file import read_cameras
+from portrait_backend.camera_file import read_cameras, write_cameras
 from portrait_backend.cli import main
 from portrait_backend.radiance.cameras import Camera
 from portrait_shared.errors import PortraitDiffusionError
@@ -33,6 +33,17 @@ def file(tmp_path: Path) -> Path:
     cameras = [entry("front", Camera.orbit(0, 0, 64)), entry("left.low", Camera.orbit(90, -20, 48))]
     path.write_text(json.dumps({"format": 1, "cameras": cameras}))
     return path
+
+
+def test_written_cameras_are_read_bit_by_bit(tmp_path: Path) -> None:
+    cameras = {"front": Camera.orbit(0, 0, 64), "left.low": Camera.orbit(77, -20, 48).stretched(60, 30)}
+    write_cameras(cameras, tmp_path / "cameras.json")
+    read = read_cameras(tmp_path / "cameras.json")
+    assert list(read) == list(cameras)
+    for name, camera in cameras.items():
+        assert torch.equal(read[name].world_to_camera, camera.world_to_camera)
+        assert torch.equal(read[name].intrinsics, camera.intrinsics)
+        assert (read[name].width, read[name].height) == (camera.width, camera.height)
 
 
 def test_cameras_come_back_as_written(file: Path) -> None:

@@ -81,8 +81,59 @@ def test_ply_with_vertex_colours(head_mesh: HeadMesh, tmp_path: Path) -> None:
     assert np.array_equal(mesh.visual.vertex_colors[:, :3], vertex_colours(head_mesh))
 
 
-@pytest.mark.parametrize("suffix", ["glb", "obj", "ply"])
+def test_usd_is_read_back_by_usd(head_mesh: HeadMesh, tmp_path: Path) -> None:
+    pxr = pytest.importorskip("pxr", reason="usd-core is not installed")
+    from pxr import Sdf, Usd, UsdGeom, UsdShade
+
+    export_mesh(head_mesh, tmp_path / "head.usd", EXTRAS)
+    assert pxr and sorted(p.name for p in tmp_path.iterdir()) == ["head.png", "head.usd"]
+    stage = Usd.Stage.Open(str(tmp_path / "head.usd"))
+    assert UsdGeom.GetStageUpAxis(stage) == "Y" and UsdGeom.GetStageMetersPerUnit(stage) == 1
+    assert json.loads(stage.GetRootLayer().customLayerData["portraitDiffusion"]) == EXTRAS
+    assert stage.GetDefaultPrim().GetPath() == "/Head"
+    (mesh,) = (UsdGeom.Mesh(prim) for prim in stage.Traverse() if prim.IsA(UsdGeom.Mesh))
+    points = np.array(mesh.GetPointsAttr().Get())
+    assert np.array_equal(points, head_mesh.vertices)
+    assert np.array_equal(np.array(mesh.GetFaceVertexIndicesAttr().Get()).reshape(-1, 3), head_mesh.faces)
+    assert set(mesh.GetFaceVertexCountsAttr().Get()) == {3} and mesh.GetSubdivisionSchemeAttr().Get() == "none"
+    assert np.array_equal(np.array(mesh.GetNormalsAttr().Get()), head_mesh.normals)
+    assert np.allclose(np.array(mesh.GetExtentAttr().Get()), [points.min(0), points.max(0)])
+    valid, reason = UsdGeom.Mesh.ValidateTopology(mesh.GetFaceVertexIndicesAttr().Get(), mesh.GetFaceVertexCountsAttr().Get(), len(points))
+    assert valid, reason
+    coordinates = UsdGeom.PrimvarsAPI(mesh).GetPrimvar("st")
+    assert np.array_equal(np.array(coordinates.Get()), head_mesh.uv) and coordinates.GetInterpolation() == "vertex"
+    material = UsdShade.MaterialBindingAPI(mesh).ComputeBoundMaterial()[0]
+    surface = material.ComputeSurfaceSource()[0]
+    image = UsdShade.Shader(surface.GetInput("diffuseColor").GetConnectedSources()[0][0].source.GetPrim())
+    asset: Sdf.AssetPath = image.GetInput("file").Get()
+    assert np.array_equal(np.asarray(Image.open(asset.resolvedPath)), head_mesh.texture), "the texture is found beside the layer"
+
+
+def test_usd_passes_its_own_checker(head_mesh: HeadMesh, tmp_path: Path) -> None:
+    validation = pytest.importorskip("pxr.UsdValidation", reason="usd-core is not installed")
+    from pxr import Usd
+
+    export_mesh(head_mesh, tmp_path / "head.usd", EXTRAS)
+    context = validation.ValidationContext(validation.ValidationRegistry().GetOrLoadAllValidators())
+    found = context.Validate(Usd.Stage.Open(str(tmp_path / "head.usd")))
+    assert [(error.GetName(), error.GetMessage()) for error in found] == []
+    (tmp_path / "head.png").unlink()
+    assert context.Validate(Usd.Stage.Open(str(tmp_path / "head.usd"))), "the check can fail: the texture is gone"
+
+
+@pytest.mark.parametrize("suffix", ["glb", "ply"])
+def test_the_texture_as_a_file_of_its_own(head_mesh: HeadMesh, tmp_path: Path, suffix: str) -> None:
+    export_mesh(head_mesh, tmp_path / f"head.{suffix}", EXTRAS, separate_texture=True)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "head.png")), head_mesh.texture)
+    export_mesh(head_mesh, tmp_path / f"plain.{suffix}", EXTRAS)
+    assert (tmp_path / f"head.{suffix}").read_bytes() == (tmp_path / f"plain.{suffix}").read_bytes()
+    assert not (tmp_path / "plain.png").exists()
+
+
+@pytest.mark.parametrize("suffix", ["glb", "obj", "ply", "usd"])
 def test_equal_meshes_give_equal_bytes(head_mesh: HeadMesh, tmp_path: Path, suffix: str) -> None:
+    if suffix == "usd":
+        pytest.importorskip("pxr", reason="usd-core is not installed")
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         export_mesh(head_mesh, tmp_path / folder / f"head.{suffix}", dict(reversed(EXTRAS.items())) if folder == "b" else EXTRAS)

@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from portrait_backend.portrait.head_pose import LandmarkModel, predict_landmarks
 from portrait_backend.radiance.cameras import ORBIT_RADIUS, Camera, focal_pixels
@@ -78,3 +80,26 @@ def test_the_landmark_fit_predicts_what_the_orbit_camera_projects(azimuth: float
 def test_wrong_shapes_are_named() -> None:
     with pytest.raises(ValueError, match=r"\(4, 4\)"):
         Camera(torch.eye(4), torch.eye(3), 8, 8)
+
+
+@given(st.floats(-180, 180), st.floats(0.2, 5), st.floats(-500, 500), st.floats(-500, 500), st.floats(-60, 60), st.floats(-40, 40))
+def test_a_turned_and_scaled_image_has_a_turned_camera(
+    angle: float, scale: float, x: float, y: float, azimuth: float, pitch: float
+) -> None:
+    camera = Camera.orbit(azimuth, pitch, 512)
+    c, s = scale * math.cos(math.radians(angle)), scale * math.sin(math.radians(angle))
+    similarity = torch.tensor([[c, -s, x], [s, c, y]])
+    points = torch.tensor([[0.0, 0.0, 0.0], [0.3, 0.1, 0.4], [-0.4, 0.3, -0.2]])
+    pixels, depth = camera.project(points)
+    larger = camera.in_image(similarity, 3000, 2000)
+    mapped, same_depth = larger.project(points)
+    assert torch.allclose(mapped, pixels @ similarity[:, :2].T + similarity[:, 2], atol=2e-2)
+    assert torch.allclose(depth, same_depth, atol=1e-5) and (larger.width, larger.height) == (3000, 2000)
+    stretched = larger.stretched(1500, 500).project(points)[0]
+    assert torch.allclose(stretched, mapped * torch.tensor([0.5, 0.25]), atol=1e-2)
+
+
+@pytest.mark.parametrize("matrix", [[[-1.0, 0, 0], [0, 1, 0]], [[1.0, 0.3, 0], [0, 1, 0]], [[2.0, 0, 0], [0, 1, 0]]])
+def test_an_image_that_is_mirrored_or_sheared_has_no_camera(matrix: list[list[float]]) -> None:
+    with pytest.raises(ValueError, match="turned and scaled only"):
+        Camera.orbit(0, 0, 64).in_image(torch.tensor(matrix), 64, 64)

@@ -1,4 +1,4 @@
-"""Write a HeadMesh as GLB (texture embedded), OBJ (+ mtl + png) or PLY (vertex colours); equal meshes give equal bytes.
+"""Write a HeadMesh as GLB (texture embedded), OBJ (+ mtl + png), USD (+ png) or PLY (vertex colours); equal meshes give equal bytes.
 
 +y up, the face toward +z, metres. GLB layout: glTF 2.0 specification, section 4.4 "Binary glTF".
 """
@@ -18,26 +18,38 @@ from PIL import Image
 
 from portrait_backend.files import atomic_path
 from portrait_backend.mesh.types import HeadMesh
+from portrait_backend.mesh.usd import write_usd
 from portrait_shared.errors import PortraitDiffusionError
 
 GENERATOR = "Portrait Diffusion"
 ROUGHNESS = 0.8
+READS_TEXTURE = (".obj", ".usd")
 FLOAT, UNSIGNED_INT = 5126, 5125
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
 
 
-def export_mesh(mesh: HeadMesh, path: Path | str, extras: Mapping[str, Any] | None = None) -> None:
-    """Write `mesh` in the format that the suffix of `path` names: .glb, .obj or .ply; `extras` go into a GLB only."""
+def export_mesh(mesh: HeadMesh, path: Path | str, extras: Mapping[str, Any] | None = None, separate_texture: bool = False) -> None:
+    """Write `mesh` in the format that the suffix of `path` names: .glb, .obj, .usd or .ply; `extras` go into a GLB or USD only.
+
+    OBJ and USD read their texture from a PNG of the same name; `separate_texture` writes it beside the others too.
+    """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix == ".glb":
         write_glb(mesh, path, extras)
     elif suffix == ".obj":
         write_obj(mesh, path)
+    elif suffix == ".usd":
+        write_usd(mesh, path, path.with_suffix(".png").name, ROUGHNESS, extras)
     elif suffix == ".ply":
         write_ply(mesh, path)
     else:
-        raise PortraitDiffusionError("unknown-mesh-format", f"no mesh format has the suffix '{path.suffix}'", "Use .glb, .obj or .ply")
+        raise PortraitDiffusionError(
+            "unknown-mesh-format", f"no mesh format has the suffix '{path.suffix}'", "Use .glb, .obj, .usd or .ply"
+        )
+    if separate_texture or suffix in READS_TEXTURE:
+        with atomic_path(path.with_suffix(".png")) as temporary:
+            temporary.write_bytes(png_bytes(mesh.texture))
 
 
 def write_glb(mesh: HeadMesh, path: Path | str, extras: Mapping[str, Any] | None = None) -> None:
@@ -118,10 +130,8 @@ def png_bytes(texture: NDArray[np.uint8]) -> bytes:
 
 
 def write_obj(mesh: HeadMesh, path: Path | str) -> None:
-    """Write an OBJ, and beside it its material (.mtl) and texture (.png) of the same name."""
+    """Write an OBJ, and beside it its material (.mtl) that reads the texture (.png) of the same name."""
     path = Path(path)
-    with atomic_path(path.with_suffix(".png")) as temporary:
-        temporary.write_bytes(png_bytes(mesh.texture))
     material = f"# {GENERATOR}\nnewmtl Head\nKd 1 1 1\nKs 0.04 0.04 0.04\nNs 30\nmap_Kd {path.stem}.png\n"
     with atomic_path(path.with_suffix(".mtl")) as temporary:
         temporary.write_text(material, encoding="utf-8")

@@ -58,6 +58,30 @@ class Camera:
         scale = torch.tensor([[s], [s], [1.0]], dtype=self.intrinsics.dtype, device=self.intrinsics.device)
         return replace(self, intrinsics=self.intrinsics * scale, width=size, height=round(self.height * s))
 
+    def in_image(self, similarity: Tensor, width: int, height: int) -> Camera:
+        """Return the camera of the larger image that this one's image lies in, turned and scaled.
+
+        similarity (2, 3): pixels here -> pixels there. A turn in the image plane is a turn of the camera about its axis.
+        Raises ValueError for other maps, and for unequal focal lengths.
+        """
+        k = self.intrinsics.double()
+        turn, scale = similarity[:, :2].double(), float(similarity[:, 0].double().norm())
+        turn = turn / scale
+        if not torch.allclose(turn @ turn.T, torch.eye(2).double(), atol=1e-3) or torch.linalg.det(turn) < 0:
+            raise ValueError(f"a camera can be turned and scaled only, got {similarity.tolist()}")
+        if abs(float(k[0, 0] - k[1, 1])) > 1e-3 * float(k[0, 0]) or float(k[0, 1]) != 0:
+            raise ValueError(f"only a camera with square pixels can be turned, got intrinsics {k.tolist()}")
+        about_axis = torch.block_diag(turn, torch.ones(1, 1).double())
+        centre = similarity.double() @ torch.cat([k[:2, 2], torch.ones(1).double()])
+        focal = scale * float(k[0, 0])
+        intrinsics = torch.tensor([[focal, 0, float(centre[0])], [0, focal, float(centre[1])], [0, 0, 1]])
+        return Camera((about_axis @ self.world_to_camera.double()).float(), intrinsics, width, height)
+
+    def stretched(self, width: int, height: int) -> Camera:
+        """Return the same view in an image of another size."""
+        scale = torch.tensor([[width / self.width], [height / self.height], [1.0]], dtype=self.intrinsics.dtype)
+        return replace(self, intrinsics=self.intrinsics * scale.to(self.intrinsics.device), width=width, height=height)
+
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Camera:
         """Return the camera with its matrices on `device`."""
         return replace(self, world_to_camera=self.world_to_camera.to(device, dtype), intrinsics=self.intrinsics.to(device, dtype))
