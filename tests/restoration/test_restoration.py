@@ -307,3 +307,13 @@ def test_the_memory_budget_changes_nothing_but_memory(flat: Head) -> None:
         gradients.append(phi.out.bias.grad)
     assert gradients[0] is not None and gradients[0].abs().sum() > 0
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-2, rtol=1e-3)
+
+
+def test_the_colours_are_held_at_phis_first_answer(flat: Head, truth: Head) -> None:
+    phi = DetailPreservationUNet(config_for(flat))
+    torch.nn.init.normal_(phi.out.weight, 0, 0.05, generator=torch.Generator().manual_seed(0))
+    camera, log = Camera.orbit(120, 0, 32), list[Progress]()
+    with torch.no_grad():
+        moved = (RestoredField(flat, phi).merged().render(camera).rgb - flat.render(camera).rgb).abs().mean()
+    restore(flat, portrait_of(flat), RestorationSettings(steps=1, render_size=SIZE), context(log=log), oracle(truth), phi)
+    assert moved > 0.01 and log[1].metrics["colours"] < 0.05 * 5.0 * float(moved)

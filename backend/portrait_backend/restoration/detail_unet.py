@@ -47,6 +47,8 @@ class DetailPreservationUNet(nn.Module):
     def __init__(self, config: DetailUNetConfig | None = None) -> None:
         super().__init__()
         self.config = c = config or DetailUNetConfig()
+        self.checkpointing = True
+        """Whether the insides of the blocks are computed again in the backward pass instead of being kept."""
         w, last = c.widths, len(c.widths) - 1
         self.stem = nn.Conv2d(c.channels, w[0], 3, padding=1)
         self.plane = nn.Parameter(torch.zeros(3, w[0], 1, 1))
@@ -54,10 +56,13 @@ class DetailPreservationUNet(nn.Module):
         self.smaller = nn.ModuleList([nn.Conv2d(w[k], w[k + 1], 3, stride=2, padding=1) for k in range(last)])
         self.larger = nn.ModuleList([nn.Conv2d(w[k + 1], w[k], 3, padding=1) for k in range(last)])
         self.up = nn.ModuleList([_Block(2 * w[k], w[k], c.groups) for k in range(last)])
+        self.last = nn.GroupNorm(c.groups, w[0])  # without it the last activation can die in training, and the residual becomes a constant
         self.out = nn.Conv2d(w[0], c.channels, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         if self.out.bias is not None:
             nn.init.zeros_(self.out.bias)
+        for conv in (m for m in self.modules() if isinstance(m, nn.Conv2d)):
+            conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)  # a third faster on the CPU
 
     def forward(self, planes: Tensor) -> Tensor:
         """Return the residual (3, channels, H, W) of neutral planes (3, channels, H, W); sides divisible by 2^(levels - 1)."""
@@ -66,7 +71,7 @@ class DetailPreservationUNet(nn.Module):
             raise ValueError(
                 f"phi reads planes (3, {self.config.channels}, H, W), sides divisible by {multiple}, got {tuple(planes.shape)}"
             )
-        h, kept = self.stem(planes) + self.plane, []
+        h, kept = self.stem(planes.contiguous(memory_format=torch.channels_last)) + self.plane, []
         for k, block in enumerate(self.down):
             h = self._run(block, h)
             if k < len(self.smaller):
@@ -75,12 +80,12 @@ class DetailPreservationUNet(nn.Module):
         for k in reversed(range(len(kept))):
             h = self.larger[k](F.interpolate(h, scale_factor=2.0, mode="nearest"))
             h = self._run(self.up[k], torch.cat([h, kept[k]], 1))
-        residual: Tensor = self.out(F.silu(h))
+        residual: Tensor = self.out(F.silu(self.last(h)))
         return residual
 
     def _run(self, block: nn.Module, h: Tensor) -> Tensor:
-        """Run a block; its inside is computed again in the backward pass instead of being kept."""
-        result: Tensor = checkpoint(block, h, use_reentrant=False) if torch.is_grad_enabled() else block(h)
+        again = self.checkpointing and torch.is_grad_enabled()
+        result: Tensor = checkpoint(block, h, use_reentrant=False) if again else block(h)
         return result
 
 

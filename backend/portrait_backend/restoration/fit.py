@@ -207,7 +207,8 @@ class _Terms:
         self.fit, self.portrait, self.target, self.guide = fit, portrait, target, guide
         self.settings, self.weights, self.context = settings, weights, context
         self.grid: DensityGrid | None = None
-        self.prior_grid = fit.prior_head.density_grid()
+        self.start = fit.finished()
+        fit.phi.train()
 
     def __call__(self, step: int, angles: tuple[float, float]) -> tuple[dict[str, Tensor], View]:
         """Return the weighted terms and the view they were taken from."""
@@ -218,7 +219,7 @@ class _Terms:
         view = render_view(field, *angles, s.render_size, self.grid, s.memory_budget)
         with torch.no_grad():
             camera = Camera.orbit(*angles, s.render_size).to(field.shape.device)
-            before = self.fit.prior_head.render(camera, grid=self.prior_grid, samples=SAMPLES)
+            before = self.start.render(camera, samples=SAMPLES)
         terms = self.guide.losses(view, step / max(1, s.steps - 1))
         reference, _ = reference_loss(field, self.portrait, self.target, self.grid, self.context.generator, s.memory_budget)
         terms["reference"] = s.reference_weight * reference

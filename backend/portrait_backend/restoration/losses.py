@@ -68,7 +68,7 @@ def smoothness_loss(out: RenderOutput) -> Tensor:
 def colour_anchor_loss(now: RenderOutput, before: RenderOutput) -> Tensor:
     """Return the L1 difference of the straight colours of two renders of a view where both are solid.
 
-    What no photo shows keeps the colours that the prior gave it; only the surface under them moves.
+    What no photo shows keeps the colours that it had at first; only the surface under them moves.
     """
     solid = ((now.alpha.detach() > 0.9) & (before.alpha > 0.9))[..., None]
     difference = now.rgb / now.alpha.detach().clamp_min(0.1)[..., None] - before.rgb / before.alpha.clamp_min(0.1)[..., None]

@@ -41,6 +41,8 @@ MATTE, DEPTH, SOLID, VARIATION, GUIDANCE = 1.0, 2.0, 1.0, 0.05, 0.05
 """Weights beside the colour error's 1. The guidance is weak: the true views say the same, and better."""
 GUIDED = 4
 """The diffusion prior is asked every so many steps."""
+GRID = 64
+"""Resolution of the lattice that places the samples."""
 NEAR, FAR = 2.15, 3.3
 """Depths between which there is anything, head units."""
 EDGE, SLOPE = 0.3, 4.0
@@ -62,7 +64,7 @@ class PhiLoss(nn.Module):
         restored = RestoredField(head, self.phi, autocast=True, planes=rays.get("planes"))
         device = head.geometry.planes.device
         with torch.autocast(device.type, enabled=False):  # rays need exact positions
-            grid = head.density_grid()
+            grid = head.density_grid(GRID)
             out = render_rays(restored, rays["origin"], rays["direction"], grid, samples=SAMPLES)
             matte, depth = rays["colour"][:, 3], rays["depth"]
             truth = rays["colour"][:, :3] * matte[:, None] + 0.5 * (1 - matte[:, None])
@@ -121,6 +123,7 @@ class PhiRecipe:
         self.fitted = [*there, *new][:heads]
         self.current: tuple[Head, int, Tensor, Guide | None] = self._take(False, generator)
         self.phi = DetailPreservationUNet(config_for(self.current[0]))
+        self.phi.checkpointing = False
         self.module, self.network = PhiLoss(self.phi), self.phi
         self.drawn = 0
 
