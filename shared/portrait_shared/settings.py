@@ -58,7 +58,7 @@ class PriorSettings:
 class RestorationSettings:
     """Stage 2: what the photo doesn't show, restored with the diffusion prior."""
 
-    steps: int = setting(48, "Restoration steps", "Optimisation steps, one view each; 0 takes the first answer.", min=0, max=10000, step=8)
+    steps: int = setting(24, "Restoration steps", "Optimisation steps, one view each; 0 takes the first answer.", min=0, max=10000, step=4)
     guidance: Literal["x0", "sds", "interval"] = setting(
         "x0", "Guidance", "How the diffusion prior pulls: denoised images, score distillation, or interval score matching."
     )
@@ -66,14 +66,14 @@ class RestorationSettings:
         1.0, "Guidance scale", "Classifier-free guidance; 1 trusts the prior as it is, more exaggerates.", min=1.0, max=100.0, step=0.5
     )
     perp_neg: bool = setting(False, "Perp-Neg", "Push away from the opposite view (score distillation only); a cure of second faces.")
-    noise_start: float = setting(0.5, "First noise level", "Share of the noise schedule at the first step.", min=0.02, max=0.98, step=0.02)
+    noise_start: float = setting(0.3, "First noise level", "Share of the noise schedule at the first step.", min=0.02, max=0.98, step=0.02)
     noise_end: float = setting(0.02, "Last noise level", "Share of the noise schedule at the last step.", min=0.0, max=0.98, step=0.02)
-    normal_weight: float = setting(20.0, "Shape weight", "How much the prior's normals and mattes count.", min=0.0, max=1000.0, step=1.0)
+    normal_weight: float = setting(5.0, "Shape weight", "How much the prior's normals and mattes count.", min=0.0, max=1000.0, step=1.0)
     colour_weight: float = setting(
         0.0, "Colour weight", "How much the prior's colours count, brought to the sitter's tones.", min=0.0, max=1000.0, step=1.0
     )
     reference_weight: float = setting(1.0, "Photo weight", "How much the photo counts at every step.", min=0.0, max=100.0, step=0.1)
-    learning_rate: float = setting(0.001, "Restoration learning rate", "Size of the steps.", min=0.00001, max=0.1, step=0.0005)
+    learning_rate: float = setting(0.0003, "Restoration learning rate", "Size of the steps.", min=0.00001, max=0.1, step=0.0001)
     render_size: int = setting(
         128, "Restoration view size", "Width and height of the views it looks at.", min=32, max=512, step=32, unit="px"
     )
@@ -207,7 +207,7 @@ class Settings:
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "draft": {
         "prior": {"fit_steps": 20},
-        "restoration": {"steps": 24},
+        "restoration": {"steps": 12},
         "refinement": {"iterations": 1, "steps": 4, "between_views": 0, "settle_steps": 30},
         "mesh": {"resolution": 160, "faces": 30000},
         "output": {"turntable_frames": 24, "turntable_size": 192},
@@ -215,7 +215,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "standard": {},
     "full": {
         "prior": {"fit_steps": 120},
-        "restoration": {"steps": 160},
+        "restoration": {"steps": 80},
         "refinement": {"iterations": 12, "steps": 12, "between_views": 4, "settle_steps": 160},
         "mesh": {"resolution": 320, "faces": 150000, "texture_size": 2048},
         "output": {"turntable_frames": 72, "turntable_size": 384},

@@ -82,7 +82,9 @@ def test_the_bundled_wheel_is_the_whole_backend(extension_zip: Path) -> None:
         inside = set(wheel.namelist())
     sources = {p.relative_to(build_addon.ROOT / "backend").as_posix() for p in (build_addon.ROOT / "backend").rglob("*.py")}
     assert sources <= inside and "portrait_shared/client.py" in inside
-    assert any(name.endswith("prior.safetensors") for name in inside), "the weights travel with it"
+    weights = {path.name for path in (build_addon.ROOT / "backend/portrait_backend/models/starter").glob("*.safetensors")}
+    assert {"prior.safetensors", "codec.safetensors", "denoiser.safetensors"} <= weights
+    assert weights <= {Path(name).name for name in inside}, "the weights travel with it"
 
 
 def test_a_stable_abi_wheel_gets_the_exact_tag(tmp_path: Path) -> None:

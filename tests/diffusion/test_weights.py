@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 from portrait_backend.diffusion.codec import STARTER_CODEC, Codec, starter_codec, tiny_codec
 from portrait_backend.diffusion.denoiser import starter_denoiser, tiny_denoiser
 from portrait_backend.diffusion.weights import load_codec, load_denoiser, save_codec, save_denoiser
+from portrait_backend.models.inventory import starter_weights
 from portrait_shared.errors import PortraitDiffusionError
 
 
@@ -101,3 +102,11 @@ def test_wrong_places_and_files_are_named(tmp_path: Path) -> None:
         with pytest.raises(PortraitDiffusionError) as caught:
             load_denoiser(where)
         assert caught.value.code == code and caught.value.hint
+
+
+def test_the_shipped_prior_loads_and_all_starter_weights_stay_small() -> None:
+    codec, denoiser = load_codec(), load_denoiser()
+    assert codec.factor == 4 and denoiser.steps == 1000
+    assert codec.decode(codec.encode(torch.rand(1, 3, 32, 32))).shape == (1, 3, 32, 32)
+    assert sum(weight.size for weight in starter_weights()) < 40e6
+    assert all(weight.state == "ok" for weight in starter_weights()), "SHA256SUMS lists what is there"

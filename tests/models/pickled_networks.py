@@ -100,12 +100,14 @@ def portrait4d_shapes() -> dict[str, tuple[int, ...]]:
     }
 
 
+BUFFERS = ("w_avg", "resample_filter", "noise_const")
+
+
 def network_pickle(shapes: dict[str, tuple[int, ...]], protocol: int | None = None) -> tuple[bytes, dict[str, torch.Tensor]]:
     """Return a snapshot {"G": ..., "G_ema": ..., "training_set_kwargs": ...} and the state dict of its G_ema."""
     generator = torch.Generator().manual_seed(0)
-    buffers = ("w_avg", "resample_filter", "noise_const")
     with family() as base:
-        other, averaged = (_tree(base, shapes, buffers, generator) for _ in range(2))
+        other, averaged = (_tree(base, shapes, BUFFERS, generator) for _ in range(2))
         easy = sys.modules["dnnlib.util"].EasyDict(path="data.zip")
         content = pickle.dumps({"training_set_kwargs": easy, "G": other, "D": None, "G_ema": averaged}, protocol=protocol)
         return content, averaged.state_dict()

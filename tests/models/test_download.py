@@ -166,6 +166,19 @@ def test_a_full_disk_is_said_before_anything_is_fetched(mirror: Path, tmp_path: 
     assert caught.value.code == "disk-full" and not list((tmp_path / "m/.tiny.part").rglob("*.safetensors"))
 
 
+def test_a_second_download_of_the_same_model_is_kept_away(mirror: Path, tmp_path: Path) -> None:
+    codes = []
+
+    def again(name: str, done: int, total: int) -> None:
+        if not codes:
+            with pytest.raises(PortraitDiffusionError) as caught:
+                download(MODEL, tmp_path / "m", mirror)
+            codes.append((caught.value.code, caught.value.retryable))
+
+    assert_complete(download(MODEL, tmp_path / "m", mirror, again), "")
+    assert codes == [("download-running", True)]
+
+
 def test_verify_finds_what_changed(mirror: Path, tmp_path: Path) -> None:
     folder = download(MODEL, tmp_path / "m", mirror)
     assert [c.state for c in store.verify(MODEL, tmp_path / "m")] == ["ok", "ok"]

@@ -13,6 +13,7 @@ import pytest
 from portrait_backend.server import pool
 from portrait_backend.server.folders import DataFolder
 from portrait_backend.server.front_end import FrontEnd
+from portrait_backend.server.jobs import Quota
 from portrait_backend.server.keys import KeyFolder
 from portrait_backend.server.worker import only_device
 from portrait_shared import protocol as p
@@ -28,10 +29,10 @@ DRAFT = Settings(preset="draft")
 class Front:
     """A front end that turns in a thread, and a client of it."""
 
-    def __init__(self, folder: Path, engine: str = FAKE) -> None:
+    def __init__(self, folder: Path, engine: str = FAKE, quota: Quota | None = None) -> None:
         data = DataFolder(folder)
         keys = KeyFolder(data.keys)
-        self.front = FrontEnd(data, keys, "tcp://127.0.0.1:*", ["cpu"], engine)
+        self.front = FrontEnd(data, keys, "tcp://127.0.0.1:*", ["cpu"], engine, quota)
         local = keys.local()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._turn)
@@ -100,16 +101,19 @@ def test_a_worker_that_can_not_start_is_told_and_tried_again(tmp_path: Path, mon
         made.close()
 
 
-def test_a_full_queue_is_told(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("portrait_backend.server.jobs.MAX_QUEUED", 2)
-    slow = photo(steps=10_000, pause=0.02)
-    first = front.client.submit(slow, DRAFT)
-    wait_for(lambda: front.client.job(first.id).state == "running", "the first to run")
-    for _ in range(2):
-        front.client.submit(slow, DRAFT)
-    with pytest.raises(Exception, match="waiting already") as caught:
-        front.client.submit(slow, DRAFT)
-    assert getattr(caught.value, "code", "") == "queue-full"
+def test_a_full_queue_is_told(tmp_path: Path) -> None:
+    front = Front(tmp_path, quota=Quota(queued=2))
+    try:
+        slow = photo(steps=10_000, pause=0.02)
+        first = front.client.submit(slow, DRAFT)
+        wait_for(lambda: front.client.job(first.id).state == "running", "the first to run")
+        for _ in range(2):
+            front.client.submit(slow, DRAFT)
+        with pytest.raises(Exception, match="2 jobs are waiting already") as caught:
+            front.client.submit(slow, DRAFT)
+        assert getattr(caught.value, "code", "") == "queue-full"
+    finally:
+        front.close()
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `portrait-diffusion generate | batch | render | evaluate | serve | keys | doctor | models | train`.
+"""The command line: `portrait-diffusion generate | batch | render | evaluate | serve | keys | jobs | doctor | models | train`.
 
 Nothing heavy is imported before a command really runs: `--help` and typing errors answer at once.
 """
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from portrait_backend import __version__
-from portrait_backend.cli import batch, console, doctor, evaluate, generate, keys, models, render, serve, train
+from portrait_backend.cli import batch, console, doctor, evaluate, generate, jobs, keys, models, render, serve, train
 from portrait_shared.errors import PortraitDiffusionError
 
 HELP = "One portrait photo in; a textured, full 360-degree 3D head out."
@@ -28,6 +28,7 @@ def build_app() -> typer.Typer:
     app.command("evaluate")(evaluate.command())
     app.command("serve")(serve.serve)
     app.add_typer(keys.app, name="keys")
+    app.add_typer(jobs.app, name="jobs")
     app.command("doctor")(doctor.doctor)
     app.add_typer(models.app, name="models")
     app.add_typer(train.app, name="train")

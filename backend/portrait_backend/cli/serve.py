@@ -6,7 +6,7 @@ import math
 import os
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,11 +33,20 @@ def serve(
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, or several: cuda:0,cuda:1.")] = "auto",
     parent_pid: Annotated[int | None, typer.Option("--parent-pid", metavar="PID", help="Leave when this process is gone.")] = None,
     idle_exit: Annotated[float | None, typer.Option("--idle-exit", metavar="MIN", min=0, help="Leave after so long unused.")] = None,
+    keep_days: Annotated[
+        float | None, typer.Option("--keep-days", metavar="DAYS", min=0, help="Remove jobs, photos and all, so long after their end.")
+    ] = None,
+    max_queued: Annotated[int, typer.Option("--max-queued", metavar="N", min=1, help="Jobs that a client may have waiting.")] = 1000,
+    max_gigabytes: Annotated[
+        float | None, typer.Option("--max-gigabytes", metavar="GB", min=0, help="What a client's jobs may take in the data folder.")
+    ] = None,
+    log_format: Annotated[Literal["text", "json"], typer.Option("--log-format", help="json: one object per line.")] = "text",
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Serve until Ctrl-C. Clients find the address and the keys in the connection file; jobs survive a restart."""
     quieten(debug)
+    from portrait_backend.server.jobs import Quota
     from portrait_backend.server.serve import ServeOptions, serve
 
     def ready(endpoint: str, path: Path) -> None:
@@ -48,7 +57,15 @@ def serve(
             typer.echo(f"listening on {endpoint}, connection file {path}")
 
     options = ServeOptions(
-        data_folder(data), connection_file, bind, devices(device), parent_pid, math.inf if idle_exit is None else idle_exit
+        data=data_folder(data),
+        connection_file=connection_file,
+        bind=bind,
+        devices=devices(device),
+        parent=parent_pid,
+        idle_minutes=math.inf if idle_exit is None else idle_exit,
+        quota=Quota(max_queued, math.inf if max_gigabytes is None else 1e9 * max_gigabytes),
+        keep_days=math.inf if keep_days is None else keep_days,
+        log_format=log_format,
     )
     serve(options, ready)
 

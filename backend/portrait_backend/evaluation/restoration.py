@@ -122,7 +122,7 @@ class Run:
 def evaluate_data(a: argparse.Namespace, run: Run) -> tuple[dict[str, object], list[Tensor]]:
     """Score held-out heads before and after stage 2."""
     data = load_heads(a.data, a.identities, seed=1, input_views=(0,))
-    before, after, strips = Table(), Table(), []
+    before, after, strips, result = Table(), Table(), list[Tensor](), dict[str, object]()
     for row in range(min(a.identities, len(data.input_id))):
         portrait, identity = portrait_of(data, row), int(data.input_id[row])
         head = kept(
@@ -136,7 +136,24 @@ def evaluate_data(a: argparse.Namespace, run: Run) -> tuple[dict[str, object], l
         strips.append(strip(portrait, [head, restored]))
         shown = [[round(float(np.mean(v, 0)[1]), 2) for v in t.scores.views.values()] for t in (before, after)]
         print(f"{row + 1}/{a.identities} foreground PSNR {shown[0]} -> {shown[1]}", flush=True)
-    return {"stage 1": before.table(), "stage 1 + 2": after.table()}, strips
+        write(a, result := _figures(run, before, after))
+    return result, strips
+
+
+def _figures(run: Run, before: Table, after: Table) -> dict[str, object]:
+    return {
+        "settings": vars(run.settings),
+        "stage 1": before.table(),
+        "stage 1 + 2": after.table(),
+        "seconds": round(float(np.mean(run.seconds)), 1),
+        "peak_memory_mb": peak_memory_mb(),
+    }
+
+
+def write(a: argparse.Namespace, result: dict[str, object]) -> None:
+    """Write what there is so far: an evaluation that is interrupted leaves the figures of the heads that it had seen."""
+    if a.output is not None:
+        a.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def evaluate_photos(a: argparse.Namespace, run: Run) -> list[Tensor]:
@@ -176,16 +193,11 @@ def main() -> None:
     settings = RestorationSettings(**vars(Settings(preset=a.preset).restoration) | values)
     denoiser = load_denoiser(a.denoiser)
     run = Run(settings, DiffusionPrior(load_codec(a.codec), {"rgb": denoiser, "normal": denoiser}, STARTER_SIZE), a.phi)
-    result: dict[str, object] = {"settings": vars(settings)}
     strips = evaluate_photos(a, run)
     if a.data is not None:
-        figures, more = evaluate_data(a, run)
-        result, strips = result | figures, strips + more
-    result |= {"seconds": round(float(np.mean(run.seconds)), 1), "peak_memory_mb": peak_memory_mb()}
-    text = json.dumps(result, indent=1)
-    print(text)
-    if a.output is not None:
-        a.output.write_text(text + "\n")
+        result, more = evaluate_data(a, run)
+        strips += more
+        print(json.dumps(result, indent=1))
     if a.sheet is not None:
         save_picture(torch.cat(strips[:8], 1), a.sheet)
 

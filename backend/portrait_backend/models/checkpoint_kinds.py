@@ -22,7 +22,7 @@ class Planes:
     """How a network's plane output is read: axes per plane, half the side of the box, grid depth, order of its channels.
 
     channel order: "channel-major" is c * depth + d (PanoHead's), "slice-major" d * C + c (a saved Head's); the same for depth 1.
-    density: raw decoder output to density, softplus(x + bias).
+    density: raw decoder output to density, softplus(x + density_bias); bounds: half sides of the part of the box that is not emptied.
     """
 
     axes: Axes
@@ -31,7 +31,9 @@ class Planes:
     channels: int = 32
     channel_order: Literal["channel-major", "slice-major"] = "channel-major"
     reduce: Literal["mean", "sum"] = "mean"
+    padding: Literal["border", "zeros"] = "zeros"
     density_bias: float = -1.0
+    bounds: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ KINDS = {
         ),
         CheckpointKind(
             "panohead",
-            Planes(((0, 1, 2), (0, 2, 1), (1, 2, 0)), half_extent=0.5, depth=3),
+            Planes(((0, 1, 2), (0, 2, 1), (1, 2, 0)), half_extent=0.5, depth=3, bounds=(0.4, 0.5, 0.4)),
             {**_STYLEGAN, **_DECODER, r"backbone\.synthesis\.b256\.torgb\.weight": (288, None, 1, 1)},
         ),
         CheckpointKind(

@@ -9,10 +9,13 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
+
+from filelock import FileLock, Timeout
 
 from portrait_backend.models.catalogue import Hub, Model, ModelFile, WebPage
 from portrait_backend.models.store import BLOCK, Report, install, part_folder, state_of
@@ -41,25 +44,44 @@ def download(model: Model, folder: Path, mirror: Path | None = None, report: Rep
     """Fetch and install a model; returns its folder. A complete one is left as it is.
 
     mirror: a folder that holds the files, or <name>/ with them, instead of the network. PortraitDiffusionError ``download-failed``,
-    ``download-manual``, ``mirror-incomplete``, ``model-damaged``, ``disk-full`` or ``extra-missing``.
+    ``download-manual``, ``mirror-incomplete``, ``model-damaged``, ``disk-full``, ``download-running`` or ``extra-missing``.
     """
     if state_of(model, folder) == "installed":
         return folder / model.name
     source = open_source(model, mirror)
-    part = part_folder(model, folder)
     try:
         stated = source.facts(model.files)
         expected = _agreed(model, stated)
-        part.mkdir(parents=True, exist_ok=True)
-        _check_disk(model, part, expected)
-        for file in model.files:
-            if not _finished(part / file.path, expected[file.path]):
-                source.fetch(stated[file.path], part, report)
-        for leftover in part.rglob(f"*{UNFINISHED}"):
-            leftover.unlink()
-        return install(model, part, folder, expected, source.commit, report)
+        with _alone(model, folder):
+            part = part_folder(model, folder)
+            part.mkdir(parents=True, exist_ok=True)
+            _check_disk(model, part, expected)
+            for file in model.files:
+                if not _finished(part / file.path, expected[file.path]):
+                    source.fetch(stated[file.path], part, report)
+            for leftover in part.rglob(f"*{UNFINISHED}"):
+                leftover.unlink()
+            return install(model, part, folder, expected, source.commit, report)
     except OSError as error:
         raise _disk_error(error, folder) from error
+
+
+@contextmanager
+def _alone(model: Model, folder: Path) -> Iterator[None]:
+    """Keep a second download of the same model away; ``download-running``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f".{model.name}.lock"
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        what = f"another download of {model.name} is running"
+        raise PortraitDiffusionError("download-running", what, "Wait for it, or end it", retryable=True) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        path.unlink(missing_ok=True)
 
 
 def open_source(model: Model, mirror: Path | None) -> Source:

@@ -91,6 +91,16 @@ class Camera:
         """Camera position (3,) in the world."""
         return -self.world_to_camera[:, :3].T @ self.world_to_camera[:, 3]
 
+    def eg3d_label(self) -> Tensor:
+        """Return the camera as EG3D's networks take it (25,): camera-to-world (4, 4) and intrinsics in units of the image, row by row.
+
+        EG3D's world is ours: its faces look along +z, +y is up, and its camera is OpenCV's too.
+        """
+        pose = torch.eye(4, dtype=self.world_to_camera.dtype, device=self.world_to_camera.device)
+        pose[:3, :3], pose[:3, 3] = self.world_to_camera[:, :3].T, self.centre
+        size = self.intrinsics.new_tensor([[self.width], [self.height], [1.0]])
+        return torch.cat([pose.flatten(), (self.intrinsics / size).flatten()])
+
     def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Project world points (..., 3) to pixels (..., 2) and camera z (...,)."""
         x = points @ self.world_to_camera[:, :3].T + self.world_to_camera[:, 3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -58,3 +59,23 @@ class Decoder(nn.Module):
             y = F.linear(F.silu(self.hidden2(F.silu(self.hidden1(features)))), weight, bias)
         y = y.float() if y.dtype in (torch.bfloat16, torch.float16) else y
         return y[..., 0], torch.sigmoid(y[..., 1:]) * 1.02 - 0.01
+
+
+class SoftplusDecoder(Decoder):
+    """The decoder of EG3D (arXiv 2112.07945, section 4.2) and its kin: one hidden layer with softplus.
+
+    colour "sigmoid": all features as in EG3D, sigmoid, slightly widened; "linear": as they are (PanoHead).
+    """
+
+    def __init__(self, channels: int = 32, hidden: int = 64, colour: Literal["sigmoid", "linear"] = "sigmoid") -> None:
+        nn.Module.__init__(self)
+        if colour not in ("sigmoid", "linear"):
+            raise ValueError(f"unknown colour activation {colour!r}; known: sigmoid, linear")
+        self.hidden1, self.out = nn.Linear(channels, hidden), nn.Linear(hidden, 1 + FEATURES)
+        self.colour = colour
+
+    def forward(self, features: Tensor, outputs: int = 1 + FEATURES) -> tuple[Tensor, Tensor]:
+        """Decode as `Decoder` does: raw density (...,) and features (..., outputs - 1)."""
+        y = F.linear(F.softplus(self.hidden1(features)), self.out.weight[:outputs], self.out.bias[:outputs])
+        y = y.float() if y.dtype in (torch.bfloat16, torch.float16) else y
+        return y[..., 0], torch.sigmoid(y[..., 1:]) * 1.002 - 0.001 if self.colour == "sigmoid" else y[..., 1:]

@@ -21,7 +21,7 @@ from portrait_backend.radiance.decoder import FEATURES, Decoder, DensityActivati
 from portrait_backend.radiance.density_grid import RESOLUTION, SAMPLES, DensityGrid
 from portrait_backend.radiance.renderer import MEMORY_BUDGET_MB, RenderOutput
 from portrait_backend.radiance.super_resolution import SuperResolution, upsample_bicubic
-from portrait_backend.radiance.triplane import STARTER_AXES, Axes, sample_planes, to_channels_last, to_neutral
+from portrait_backend.radiance.triplane import STARTER_AXES, Axes, Padding, sample_planes, to_channels_last, to_neutral
 
 Upsample = Literal["direct", "super_resolution"]
 
@@ -30,32 +30,40 @@ class TriPlane:
     """Three feature planes of grid depth D over the box [-half_extent, half_extent]^3.
 
     features (3, C * D, H, W), slice-major (d * C + c), rows upward; axes[k] = world axes (along W, along H, along D) of plane k;
-    reduce: "sum" or "mean" over the planes. Kept channels last in `planes` (1, 3, D, H, W, C) for sampling.
+    reduce: "sum" or "mean" over the planes; padding: see `triplane`. Kept channels last in `planes` (1, 3, D, H, W, C) for sampling.
     A tri-plane is a snapshot: after an optimiser changed the tensor it was made of, make a new one (gradients flow to that tensor).
     """
 
     def __init__(
-        self, features: Tensor, depth: int = 1, axes: Axes = STARTER_AXES, half_extent: float = 0.5, reduce: Literal["sum", "mean"] = "sum"
+        self,
+        features: Tensor,
+        depth: int = 1,
+        axes: Axes = STARTER_AXES,
+        half_extent: float = 0.5,
+        reduce: Literal["sum", "mean"] = "sum",
+        padding: Padding = "border",
     ) -> None:
         if features.ndim != 4 or features.shape[0] != 3 or depth < 1 or features.shape[1] % depth:
             raise ValueError(f"tri-plane features must be (3, C * {depth}, H, W), got {tuple(features.shape)}")
-        self._set(to_channels_last(features, depth), axes, half_extent, reduce)
+        self._set(to_channels_last(features, depth), axes, half_extent, reduce, padding)
 
-    def _set(self, planes: Tensor, axes: Axes, half_extent: float, reduce: str) -> None:
+    def _set(self, planes: Tensor, axes: Axes, half_extent: float, reduce: str, padding: Padding) -> None:
         if sorted(map(sorted, axes)) != [[0, 1, 2]] * 3:
             raise ValueError(f"each plane's axes must be a permutation of (0, 1, 2), got {axes}")
         if reduce not in ("sum", "mean"):
             raise ValueError(f"unknown reduction {reduce!r}; known: sum, mean")
         if not half_extent > 0:
             raise ValueError(f"half_extent must be positive, got {half_extent}")
-        self.planes, self.axes, self.half_extent, self.reduce = planes, axes, float(half_extent), reduce
+        if padding not in ("border", "zeros"):
+            raise ValueError(f"unknown padding {padding!r}; known: border, zeros")
+        self.planes, self.axes, self.half_extent, self.reduce, self.padding = planes, axes, float(half_extent), reduce, padding
 
     def with_planes(self, planes: Tensor) -> TriPlane:
         """Return a tri-plane of the same conventions made of channels-last planes (1, 3, D, H, W, C), which are not copied."""
         if planes.ndim != 6 or planes.shape[:2] != (1, 3):
             raise ValueError(f"channels-last planes must be (1, 3, D, H, W, C), got {tuple(planes.shape)}")
         result = object.__new__(TriPlane)
-        result._set(planes, self.axes, self.half_extent, self.reduce)
+        result._set(planes, self.axes, self.half_extent, self.reduce, self.padding)
         return result
 
     @property
@@ -74,8 +82,8 @@ class TriPlane:
         return to_neutral(self.planes)
 
     def sample(self, points: Tensor) -> Tensor:
-        """Sample at points (N, 3) in head units: (N, C); outside the box, the nearest border."""
-        sampled = sample_planes(self.planes, (points / self.half_extent)[None], self.axes)[0]
+        """Sample at points (N, 3) in head units: (N, C); outside the box, what the padding says."""
+        sampled = sample_planes(self.planes, (points / self.half_extent)[None], self.axes, self.padding)[0]
         return sampled / 3 if self.reduce == "mean" else sampled
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> TriPlane:
@@ -87,7 +95,8 @@ class TriPlane:
 class Head:
     """A head as a radiance field; render it, mesh it (density, colour), fit it (`with_planes`), save it.
 
-    meta: JSON data that travels with the file (provider, seed, ...). Density is per head unit and 0 outside the box.
+    meta: JSON data that travels with the file (provider, seed, ...). Density is per head unit and 0 outside the box, or outside the
+    smaller box of half sides `bounds` (x, y, z) where a prior was trained to be empty.
     """
 
     geometry: TriPlane
@@ -96,6 +105,7 @@ class Head:
     activation: DensityActivation = field(default_factory=DensityActivation)
     super_resolution: SuperResolution | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    bounds: tuple[float, float, float] | None = None
     _grids: dict[tuple[Any, ...], DensityGrid] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -114,8 +124,14 @@ class Head:
         """Density at the surface, per head unit."""
         return self.activation.surface
 
+    def inside(self, points: Tensor) -> Tensor:
+        """Whether points (N, 3) lie where there may be density (N,)."""
+        if self.bounds is None:
+            return (points.abs() <= self.half_extent).all(-1)
+        return (points.abs() <= points.new_tensor(self.bounds).clamp(max=self.half_extent)).all(-1)
+
     def _density(self, raw: Tensor, points: Tensor) -> Tensor:
-        return self.activation(raw) * (points.abs() <= self.half_extent).all(-1)
+        return self.activation(raw) * self.inside(points)
 
     def density(self, points: Tensor) -> Tensor:
         """Density (N,) per head unit at points (N, 3)."""

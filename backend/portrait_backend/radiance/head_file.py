@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from portrait_backend.radiance.decoder import Decoder, DensityActivation
+from portrait_backend.radiance.decoder import Decoder, DensityActivation, SoftplusDecoder
 from portrait_backend.radiance.head import Head, TriPlane
 from portrait_backend.radiance.super_resolution import SuperResolution, SuperResolutionConfig
 from portrait_shared.errors import PortraitDiffusionError
@@ -28,7 +28,13 @@ HINT = "Use a head.safetensors that this program wrote, or generate the head aga
 
 
 def _plane_record(plane: TriPlane) -> dict[str, Any]:
-    return {"depth": plane.depth, "axes": plane.axes, "half_extent": plane.half_extent, "reduce": plane.reduce}
+    record = {"depth": plane.depth, "axes": plane.axes, "half_extent": plane.half_extent, "reduce": plane.reduce}
+    return record if plane.padding == "border" else record | {"padding": plane.padding}
+
+
+def _decoder_record(decoder: Decoder) -> dict[str, Any]:
+    sizes = {"channels": decoder.hidden1.in_features, "hidden": decoder.hidden1.out_features}
+    return sizes | ({"colour": decoder.colour} if isinstance(decoder, SoftplusDecoder) else {})
 
 
 def head_bytes(head: Head, precision: torch.dtype = torch.float16) -> bytes:
@@ -37,11 +43,13 @@ def head_bytes(head: Head, precision: torch.dtype = torch.float16) -> bytes:
     record: dict[str, Any] = {
         "format": FORMAT,
         "activation": asdict(head.activation),
-        "decoder": {"channels": head.decoder.hidden1.in_features, "hidden": head.decoder.hidden1.out_features},
+        "decoder": _decoder_record(head.decoder),
         "super_resolution": None if head.super_resolution is None else head.super_resolution.config_dict(),
         "meta": head.meta,
         "appearance": None,
     }
+    if head.bounds is not None:
+        record["bounds"] = head.bounds
     for name in ("geometry",) if head.appearance is head.geometry else ("geometry", "appearance"):
         plane: TriPlane = getattr(head, name)
         tensors[name] = plane.features.detach().to("cpu", precision).contiguous()
@@ -93,16 +101,19 @@ def _read(path: Path) -> Head:
         raise ValueError(f"its format is {record['format']}, this version reads {FORMAT}")
     geometry = _plane(tensors["geometry"], record["geometry"])
     appearance = geometry if record["appearance"] is None else _plane(tensors["appearance"], record["appearance"])
-    decoder = _load_weights(Decoder(**record["decoder"]), tensors, "decoder.")
+    kind = SoftplusDecoder if "colour" in record["decoder"] else Decoder
+    decoder = _load_weights(kind(**record["decoder"]), tensors, "decoder.")
     network = None
     if record["super_resolution"] is not None:
         network = _load_weights(SuperResolution(SuperResolutionConfig(**record["super_resolution"])), tensors, "super_resolution.")
-    return Head(geometry, appearance, decoder, DensityActivation(**record["activation"]), network, record["meta"])
+    bounds = tuple(float(x) for x in record["bounds"]) if "bounds" in record else None
+    return Head(geometry, appearance, decoder, DensityActivation(**record["activation"]), network, record["meta"], bounds)  # type: ignore[arg-type]
 
 
 def _plane(features: Tensor, record: dict[str, Any]) -> TriPlane:
     a, b, c = (tuple(int(i) for i in row) for row in record["axes"])
-    return TriPlane(features.float(), record["depth"], (a, b, c), record["half_extent"], record["reduce"])  # type: ignore[arg-type]
+    padding = record.get("padding", "border")
+    return TriPlane(features.float(), record["depth"], (a, b, c), record["half_extent"], record["reduce"], padding)  # type: ignore[arg-type]
 
 
 def _load_weights(network: Network, tensors: dict[str, Tensor], prefix: str) -> Network:

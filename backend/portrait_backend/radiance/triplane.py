@@ -2,17 +2,19 @@
 
 Layout for computing: (B, 3, D, H, W, C), channels last. Neutral layout of a saved Head: (3, C*D, H, W).
 Plane k is indexed by the world axes `axes[k] = (u, v, w)`: u runs along W, v along H (upward), w along D.
-Sampling is trilinear with clamping at the border; texel and slice centres sit at (i + 0.5) / n.
+Sampling is trilinear; texel and slice centres sit at (i + 0.5) / n. Beyond the outermost centres the nearest counts ("border"), or
+the features fade to zero over one texel or slice ("zeros", as EG3D and PanoHead sample).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Padding = Literal["border", "zeros"]
 Axes = tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]
 STARTER_AXES: Axes = ((0, 1, 2), (2, 1, 0), (0, 2, 1))
 """(x, y | z), (z, y | x), (x, z | y)."""
@@ -41,29 +43,31 @@ class _KernelSample(torch.autograd.Function):
         return out, None, None
 
 
-def _sample_torch(planes: Tensor, points: Tensor, axes: Axes) -> Tensor:
+def _sample_torch(planes: Tensor, points: Tensor, axes: Axes, padding: Padding = "border") -> Tensor:
     batch, _, depth, _, _, channels = planes.shape
     total = planes.new_zeros(batch, points.shape[1], channels)
     for k, (u, v, w) in enumerate(axes):
         uv = points[..., [u, v]][:, :, None]
-        z = ((points[..., w] * 0.5 + 0.5) * depth - 0.5).clamp(0, depth - 1)
+        z = (points[..., w] * 0.5 + 0.5) * depth - 0.5
+        z = z.clamp(0, depth - 1) if padding == "border" or depth == 1 else z
         for s in range(depth):
             texels = planes[:, k, s].permute(0, 3, 1, 2)
-            sampled = F.grid_sample(texels, uv, mode="bilinear", padding_mode="border", align_corners=False)[..., 0].transpose(1, 2)
+            sampled = F.grid_sample(texels, uv, mode="bilinear", padding_mode=padding, align_corners=False)[..., 0].transpose(1, 2)
             total = total + (1 - (z - s).abs()).clamp_min(0)[..., None] * sampled
     return total
 
 
-def sample_planes(planes: Tensor, points: Tensor, axes: Axes = STARTER_AXES) -> Tensor:
+def sample_planes(planes: Tensor, points: Tensor, axes: Axes = STARTER_AXES, padding: Padding = "border") -> Tensor:
     """Sample planes (B, 3, D, H, W, C) at points (B, P, 3) in [-1, 1] and sum over the planes: (B, P, C).
 
     Differentiable in the planes always, in the points if they require a gradient. On the CPU in
-    float32 a compiled kernel is used unless the points require a gradient.
+    float32 a compiled kernel is used unless the points require a gradient, or the padding is "zeros".
     """
-    if planes.device.type == "cpu" and planes.dtype == torch.float32 and not points.requires_grad and min(planes.shape[3:5]) > 1:
+    plain = padding == "border" and not points.requires_grad
+    if plain and planes.device.type == "cpu" and planes.dtype == torch.float32 and min(planes.shape[3:5]) > 1:
         result: Tensor = _KernelSample.apply(planes.contiguous(), points.float().contiguous(), axes)
         return result
-    return _sample_torch(planes, points.to(planes.dtype), axes)
+    return _sample_torch(planes, points.to(planes.dtype), axes, padding)
 
 
 def to_channels_last(planes: Tensor, depth: int) -> Tensor:

@@ -53,11 +53,11 @@ class RestoredField:
 
     def _sample(self, residual: Tensor, points: Tensor) -> Tensor:
         geometry = self.head.geometry
-        sampled = sample_planes(residual, (points / self.half_extent)[None], geometry.axes)[0]
+        sampled = sample_planes(residual, (points / self.half_extent)[None], geometry.axes, geometry.padding)[0]
         return sampled / 3 if geometry.reduce == "mean" else sampled
 
     def _inside(self, raw: Tensor, points: Tensor) -> Tensor:
-        return self.head.activation(raw) * (points.abs() <= self.half_extent).all(-1)
+        return self.head.activation(raw) * self.head.inside(points)
 
     def raw(self, points: Tensor) -> Tensor:
         """Raw density (N,) of points (N, 3)."""

@@ -46,6 +46,10 @@ class JobFolder:
             if path.name.partition(".")[0] not in kept:
                 path.unlink(missing_ok=True)
 
+    def size(self) -> int:
+        """Return the bytes of all files in the folder."""
+        return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+
     def remove_litter(self) -> None:
         """Remove what a killed worker was just writing: everything hidden."""
         for path in [*self.path.glob(".*"), *self.path.glob("*/.*")]:

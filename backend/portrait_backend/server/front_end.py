@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -15,10 +16,11 @@ from portrait_backend import __version__, stages
 from portrait_backend.models.inventory import starter_weights
 from portrait_backend.server.folders import DataFolder
 from portrait_backend.server.gate import Gate
-from portrait_backend.server.jobs import Jobs
+from portrait_backend.server.jobs import Jobs, Quota
 from portrait_backend.server.keys import KeyFolder
 from portrait_backend.server.peers import Peers
 from portrait_backend.server.pool import Pool
+from portrait_backend.server.retention import Retention
 from portrait_backend.server.store import JobStore
 from portrait_shared import protocol as p
 from portrait_shared.errors import PortraitDiffusionError
@@ -35,7 +37,16 @@ log = logging.getLogger(__name__)
 class FrontEnd:
     """A bound socket with everything behind it."""
 
-    def __init__(self, data: DataFolder, keys: KeyFolder, bind: str, devices: list[str], engine: str) -> None:
+    def __init__(
+        self,
+        data: DataFolder,
+        keys: KeyFolder,
+        bind: str,
+        devices: list[str],
+        engine: str,
+        quota: Quota | None = None,
+        keep_days: float = math.inf,
+    ) -> None:
         self._keys, self._local = keys, keys.local().public
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.leaving = False
@@ -47,7 +58,8 @@ class FrontEnd:
             self._socket = self._bind(bind)
             self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
             self._peers = Peers(self._send)
-            self.jobs = Jobs(self.store, data, self._peers.push)
+            self.jobs = Jobs(self.store, data, self._push, quota)
+            self._retention = Retention(self.store, data, keep_days)
             self.pool = Pool(self._context, self._gate, self.jobs, devices, engine)
             self._weights = tuple(p.WeightInfo(w.name, w.size, w.sha256, w.state) for w in starter_weights())
         except BaseException:
@@ -76,6 +88,10 @@ class FrontEnd:
     def _send(self, frames: list[bytes]) -> None:
         self._socket.send_multipart(frames, zmq.NOBLOCK)
 
+    def _push(self, owner: str, message: p.Message) -> None:
+        if self._may_enter(owner):  # a revoked client is still connected
+            self._peers.push(owner, message)
+
     def _may_enter(self, key: str) -> bool:
         return key == self._local or self._keys.may_enter(key)
 
@@ -98,6 +114,7 @@ class FrontEnd:
                 self._receive()
         self.pool.tick()
         self._peers.forget_silent()
+        self._retention.tick()
         if len(self._peers) or any(self.store.count(state) for state in ACTIVE):
             self.busy = time.monotonic()
 
@@ -137,6 +154,7 @@ class FrontEnd:
                 f"this client (version {message.package_version or 'unknown'}) {message.protocol_version}",
                 "Install the same version of Portrait Diffusion on both sides",
             )
+        log.info("client %s says hello", self._keys.name_of(owner), extra={"client": owner})
         return p.HelloReply(self.info(owner))
 
     def _submit(self, owner: str, message: p.JobSubmit) -> p.Message:

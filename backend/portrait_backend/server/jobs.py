@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import sqlite3
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from portrait_backend import stages
@@ -18,19 +19,26 @@ from portrait_shared import protocol as p
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import Settings, from_dict, to_dict
 
-MAX_QUEUED = 1000
-"""Jobs that one client may have waiting."""
 MAX_INTERRUPTIONS = 3
 """A job that was running at so many ends of the server is not started again by itself: it may be the reason."""
 STARTS = (None, "texture")
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Quota:
+    """What one client may have: jobs that wait, and bytes in the data folder (photos, results, finished stages)."""
+
+    queued: int = 1000
+    bytes: float = math.inf
+
+
 class Jobs:
     """All jobs of a server; `notify(owner, message)` is called for what should be pushed."""
 
-    def __init__(self, store: JobStore, data: DataFolder, notify: Callable[[str, p.Message], None]) -> None:
-        self.store, self._data, self._notify = store, data, notify
+    def __init__(self, store: JobStore, data: DataFolder, notify: Callable[[str, p.Message], None], quota: Quota | None = None) -> None:
+        self.store, self._data, self._notify, self._quota = store, data, notify, quota or Quota()
+        self._sizes: dict[str, int] = {}
         self._estimate = Estimate()
         self._progress: dict[str, p.JobProgress] = {}
 
@@ -71,8 +79,7 @@ class Jobs:
         earlier = self._find(job)
         if earlier is not None:
             return self._same_submission(owner, earlier, info)
-        if self.store.count("queued", owner) >= MAX_QUEUED:
-            raise PortraitDiffusionError("queue-full", f"{MAX_QUEUED} jobs are waiting already", "Wait, or cancel some", retryable=True)
+        self._check_quota(owner, len(photo))
         folder = self._data.job(job)
         try:
             folder.create(photo)
@@ -83,9 +90,29 @@ class Jobs:
             folder.remove()
             hint = "Free some space for the backend's data"
             raise PortraitDiffusionError("disk-full", f"the job can't be stored ({error})", hint, retryable=True) from error
-        log.info("job %s queued", job)
+        log.info("job %s queued", job, extra={"job": job, "state": "queued", "client": owner})
         self._notify(owner, p.JobStateChanged(record.info))
         return record.info
+
+    def _check_quota(self, owner: str, more: int) -> None:
+        if self.store.count("queued", owner) >= self._quota.queued:
+            what = f"{self._quota.queued} jobs are waiting already"
+            raise PortraitDiffusionError("queue-full", what, "Wait, or cancel some", retryable=True)
+        if math.isfinite(self._quota.bytes) and self._used(owner) + more > self._quota.bytes:
+            what = f"this client's jobs take {self._used(owner) / 1e9:.2f} GB, {self._quota.bytes / 1e9:g} GB are allowed"
+            raise PortraitDiffusionError("quota-exceeded", what, "Delete finished jobs that are not needed any more", retryable=True)
+
+    def _used(self, owner: str) -> int:
+        """Return the bytes of an owner's jobs; an ended job is measured once."""
+        total = 0
+        for record in self.store.all_of(owner):
+            job, size = record.info.id, self._sizes.get(record.info.id)
+            if size is None:
+                size = self._data.job(job).size()
+                if record.info.done:
+                    self._sizes[job] = size
+            total += size
+        return total
 
     def _same_submission(self, owner: str, earlier: Record, info: p.JobInfo) -> p.JobInfo:
         same = ("settings", "photo_sha256", "parent", "start")
@@ -127,6 +154,7 @@ class Jobs:
         """Queue a failed or cancelled job again; one that waits or runs stays as it is."""
         record = self._own(owner, job)
         if record.info.state in ("failed", "cancelled"):
+            self._sizes.pop(job, None)
             record = self._change(job, "queued", started=None, finished=None, error=None)
         elif record.info.state == "completed":
             raise PortraitDiffusionError("job-finished", f"the job {job} is completed", "Submit a new job instead")
@@ -139,7 +167,7 @@ class Jobs:
             raise PortraitDiffusionError("job-running", f"the job {job} is {record.info.state}", "Cancel it first")
         self.store.remove(job)
         self._data.job(job).remove()
-        log.info("job %s deleted", job)
+        log.info("job %s deleted", job, extra={"job": job, "client": owner})
 
     def chunk(self, owner: str, message: p.JobResult) -> bytes:
         """Return a piece of a result file."""
@@ -220,7 +248,8 @@ class Jobs:
     def _change(self, job: str, state: p.JobState, **changes: Any) -> Record:
         record = self.store.transition(job, state, **changes)
         error = record.info.error
-        log.info("job %s %s%s", job, state, f" ({error.code}: {error.message})\n{error.log}".rstrip() if error else "")
+        fields = {"job": job, "state": state, "client": record.owner, **({"code": error.code} if error else {})}
+        log.info("job %s %s%s", job, state, f" ({error.code}: {error.message})\n{error.log}".rstrip() if error else "", extra=fields)
         self._notify(record.owner, p.JobStateChanged(record.info))
         return record
 

@@ -21,6 +21,10 @@ from portrait_shared.errors import PortraitDiffusionError
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
+LOCAL = "local"
+"""Stands for the key in the connection file where clients are named."""
+
+
 @dataclass(frozen=True)
 class KeyPair:
     """A CURVE key pair in Z85."""
@@ -50,7 +54,7 @@ class KeyFolder:
         self.folder = folder
         self.authorised_folder = folder / "authorised"
         self.authorised_folder.mkdir(parents=True, exist_ok=True)
-        self._seen: tuple[tuple[str, int], ...] | None = None
+        self._seen: tuple[tuple[str | int, ...], ...] | None = None
         self._names: dict[str, str] = {}
 
     def server(self) -> KeyPair:
@@ -110,16 +114,42 @@ class KeyFolder:
         """Tell whether a public key is authorised now."""
         return public in self._read()
 
+    def name_of(self, public: str) -> str:
+        """Return the name of a client by its public key, "" for one that is not (any more) authorised."""
+        return LOCAL if public == self.local().public else self._read().get(public, "")
+
+    def key_of(self, name: str) -> str:
+        """Return the public key of a client by its name; a public key is returned as it is.
+
+        Raises PortraitDiffusionError ``key-not-found``.
+        """
+        if KEY.fullmatch(name):
+            return name
+        found = {LOCAL: self.local().public, **{client.name: client.public for client in self.authorised()}}
+        if name not in found:
+            hint = "See portrait-diffusion keys list; a revoked client has its public key only (jobs list)"
+            raise PortraitDiffusionError("key-not-found", f"there is no key named {name!r}", hint)
+        return found[name]
+
     def _read(self) -> dict[str, str]:
         """Return {public key: name}; the files are read again only when the folder has changed."""
         with os.scandir(self.authorised_folder) as entries:
-            seen = tuple(sorted((entry.name, entry.inode()) for entry in entries if entry.name.endswith(".pub")))
+            seen = tuple(sorted(_signature(entry) for entry in entries if entry.name.endswith(".pub")))
         if seen != self._seen:
             keys: dict[str, str] = {}
-            for name, _ in seen:
+            for name in (str(name) for name, *_ in seen):
                 with suppress(FileNotFoundError):  # revoked just now
                     key = (self.authorised_folder / name).read_text(encoding="ascii", errors="replace").strip()
                     if KEY.fullmatch(key):
                         keys[key] = name.removesuffix(".pub")
             self._names, self._seen = keys, seen
         return self._names
+
+
+def _signature(entry: os.DirEntry[str]) -> tuple[str | int, ...]:
+    """Return what changes when a key file is replaced or edited."""
+    try:
+        state = entry.stat()
+    except FileNotFoundError:  # revoked just now
+        return entry.name, 0, 0, 0
+    return entry.name, state.st_ino, state.st_mtime_ns, state.st_size

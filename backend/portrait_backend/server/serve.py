@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import logging.handlers
 import math
 import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from portrait_backend.processes import only_one
 from portrait_backend.server.folders import DataFolder
 from portrait_backend.server.front_end import FrontEnd
+from portrait_backend.server.jobs import Quota
 from portrait_backend.server.keys import KeyFolder
+from portrait_backend.server.logs import LogFormat, logging_to
 from portrait_backend.server.parent import ParentWatch
 from portrait_shared.connection import Connection, write_connection
 from portrait_shared.errors import PortraitDiffusionError
 
-LOG_BYTES, LOG_FILES = 2 * 10**6, 3
 ENGINE = "portrait_backend.server.engine:PipelineEngine"
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """How to serve. parent: leave with this process; idle_minutes: leave after so long without clients and jobs.
+    """How to serve. parent: leave with this process; idle_minutes: leave after so long without clients and jobs; quota: of each client.
 
+    keep_days: ended jobs are removed so long after their end.
     engine ("module:name") is for tests.
     """
 
@@ -42,6 +42,9 @@ class ServeOptions:
     parent: int | None = None
     idle_minutes: float = math.inf
     engine: str = ENGINE
+    quota: Quota | None = None
+    keep_days: float = math.inf
+    log_format: LogFormat = "text"
 
 
 def serve(options: ServeOptions, on_ready: Callable[[str, Path], None] | None = None) -> None:
@@ -56,11 +59,11 @@ def serve(options: ServeOptions, on_ready: Callable[[str, Path], None] | None = 
         raise PortraitDiffusionError(
             "data-not-writable", f"can't write to {options.data} ({error.strerror})", "Choose another folder with --data"
         ) from error
-    with only_one(options.data / "lock", _in_use(options.data)), _logging(options.data):
+    with only_one(options.data / "lock", _in_use(options.data)), logging_to(options.data, options.log_format):
         keys = KeyFolder(data.keys)
         check_bind(options.bind, keys)
         parent = ParentWatch(options.parent) if options.parent is not None else None
-        front = FrontEnd(data, keys, options.bind, list(options.devices), options.engine)
+        front = FrontEnd(data, keys, options.bind, list(options.devices), options.engine, options.quota, options.keep_days)
         path = options.connection_file or options.data / "connection.json"
         try:
             front.jobs.recover()
@@ -128,26 +131,3 @@ def _in_use(folder: Path) -> PortraitDiffusionError:
     """Two servers on one store would run every job twice."""
     hint = "Stop it, or choose another folder with --data"
     return PortraitDiffusionError("data-in-use", f"another server is using {folder}", hint, retryable=True)
-
-
-@contextmanager
-def _logging(folder: Path) -> Iterator[None]:
-    """Log to ``server.log`` in the data folder (rotating) and to stderr."""
-    logger = logging.getLogger("portrait_backend")
-    style = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handlers: list[logging.Handler] = [
-        logging.handlers.RotatingFileHandler(folder / "server.log", maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8"),
-        logging.StreamHandler(),
-    ]
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    for handler in handlers:
-        handler.setFormatter(style)
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            logger.removeHandler(handler)
-            handler.close()
-        logger.setLevel(level)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from portrait_shared.errors import PortraitDiffusionError
-from portrait_shared.protocol import JobInfo, JobState
+from portrait_shared.protocol import TERMINAL, JobInfo, JobState
 from portrait_shared.wire import from_json, to_json
 
 SCHEMA = 1
@@ -25,6 +25,7 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 }
 """From -> to. running -> queued: the server was interrupted; cancelled, failed -> queued: the user resumes;
 cancelling -> completed, failed: the job came to its end before it noticed."""
+ENDED = tuple(sorted(TERMINAL))
 CREATE = """
 CREATE TABLE jobs (
     id TEXT PRIMARY KEY NOT NULL,
@@ -65,6 +66,7 @@ class JobStore:
         try:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("PRAGMA secure_delete=ON")  # names of people: what is removed is overwritten
             self._prepare(path)
         except sqlite3.DatabaseError as error:
             self._db.close()
@@ -133,6 +135,31 @@ class JobStore:
         """Forget a job."""
         with self._transaction():
             self._db.execute("DELETE FROM jobs WHERE id = ?", (job,))
+
+    def remove_ended(self, job: str) -> bool:
+        """Forget a job if it has ended; tell whether it was so."""
+        marks = ", ".join("?" * len(ENDED))
+        with self._transaction():
+            return self._db.execute(f"DELETE FROM jobs WHERE id = ? AND state IN ({marks})", (job, *ENDED)).rowcount > 0
+
+    def scrub(self) -> None:
+        """Bring removals into the database file and empty its journal, which still has what was removed."""
+        with self._lock:
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def ended_before(self, moment: float) -> list[Record]:
+        """Return the jobs that ended before a time, oldest first."""
+        marks = ", ".join("?" * len(ENDED))
+        ended = "coalesce(json_extract(info, '$.finished'), created)"
+        return self._rows(f"WHERE state IN ({marks}) AND {ended} < ? ORDER BY created, rowid", *ENDED, moment)
+
+    def all(self) -> list[Record]:
+        """Return all jobs, oldest first."""
+        return self._rows("ORDER BY created, rowid")
+
+    def all_of(self, owner: str) -> list[Record]:
+        """Return all jobs of an owner."""
+        return self._rows("WHERE owner = ?", owner)
 
     def of_owner(self, owner: str, limit: int, offset: int) -> tuple[list[Record], int]:
         """Return an owner's jobs, newest first, and how many there are."""
