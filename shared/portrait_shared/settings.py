@@ -103,12 +103,15 @@ class RefinementSettings:
         0.0, "Swing", "The fixed views lie alternately this much above and below that elevation.", min=0, max=40, step=5, unit="degrees"
     )
     image_size: int = setting(256, "Image size", "Width and height of the views while refining.", min=64, max=1024, step=64, unit="px")
-    iterations: int = setting(8, "Iterations", "Rounds over all views; 0 leaves the head alone.", min=0, max=1000, step=1)
+    texture_views: int = setting(
+        512, "Texture view size", "Width and height at which the views reach the texture.", min=64, max=2048, step=64, unit="px"
+    )
+    iterations: int = setting(3, "Iterations", "Rounds over all views; 0 leaves the head alone.", min=0, max=1000, step=1)
     steps: int = setting(6, "Denoising steps", "DDIM steps per image.", min=1, max=100, step=1)
     strength: float = setting(
         0.4, "Strength", "How much noise an image starts from: 0 keeps the render, 1 is noise alone.", min=0, max=1, step=0.05
     )
-    guidance: float = setting(1.5, "Guidance", "Scale of classifier-free guidance; 1 is none.", min=1, max=20, step=0.5)
+    guidance: float = setting(1.0, "Guidance", "Scale of classifier-free guidance; 1 is none and half the work.", min=1, max=20, step=0.5)
     explicit_scale: float = setting(
         1.0, "Control scale", "Weight w_Ex of what the neighbouring view shows; 0 switches it off.", min=0, max=2, step=0.1
     )
@@ -124,7 +127,7 @@ class RefinementSettings:
         15.0, "Elevation between", "How far the random views leave the ring.", min=0, max=45, step=5, unit="degrees"
     )
     settle_steps: int = setting(
-        40, "Settling steps", "Steps that bring the head to the kept images and the photo at the end.", min=0, max=1000, step=10
+        60, "Settling steps", "Steps that bring the head to the kept images and the photo at the end.", min=0, max=1000, step=10
     )
     tones: Literal["head", "denoiser"] = setting(
         "head", "Tones", "head: the denoiser adds fine detail to the head's own colours; denoiser: its images are taken as they are."
@@ -136,7 +139,7 @@ class RefinementSettings:
     noise: Literal["resampled", "random", "fixed"] = setting(
         "resampled", "Noise", "resampled: around the anchor, kept if the gradients agree; random: new each time; fixed: the anchor itself."
     )
-    optimise: bool = setting(True, "Optimise the head", "Change the head between the rounds; off: only make the images.")
+    optimise: bool = setting(True, "Optimise the head", "Change the head in every round; off: the images are brought in at the end only.")
     geometry_condition: bool = setting(True, "Geometry condition", "Show the denoiser the coarse render and its normals.")
     implicit_branch: bool = setting(True, "Implicit branch", "Carry features of the neighbouring view, not only its pixels.")
     literal_implicit: bool = setting(
@@ -205,7 +208,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "draft": {
         "prior": {"fit_steps": 20},
         "restoration": {"steps": 12},
-        "refinement": {"iterations": 2, "steps": 4, "between_views": 0, "settle_steps": 30},
+        "refinement": {"iterations": 1, "steps": 4, "between_views": 0, "settle_steps": 30},
         "mesh": {"resolution": 160, "faces": 30000},
         "output": {"turntable_frames": 24, "turntable_size": 192},
     },
@@ -213,7 +216,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "full": {
         "prior": {"fit_steps": 120},
         "restoration": {"steps": 80},
-        "refinement": {"iterations": 30, "steps": 12, "between_views": 4, "settle_steps": 120},
+        "refinement": {"iterations": 12, "steps": 12, "between_views": 4, "settle_steps": 160},
         "mesh": {"resolution": 320, "faces": 150000, "texture_size": 2048},
         "output": {"turntable_frames": 72, "turntable_size": 384},
     },

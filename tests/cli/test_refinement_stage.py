@@ -21,7 +21,7 @@ from portrait_backend.radiance.head import Head
 from portrait_backend.refinement.refine import RefinedHead, RefinedView
 from portrait_shared.settings import MeshSettings, OutputSettings, RefinementSettings, Settings
 
-REFINEMENT = RefinementSettings(method="transport", views=5, image_size=64, iterations=3, between_views=1, settle_steps=3)
+REFINEMENT = RefinementSettings(method="transport", views=5, image_size=64, texture_views=96, iterations=3, between_views=1, settle_steps=3)
 SETTINGS = Settings(
     stages=("prior", "refinement"),
     refinement=REFINEMENT,

@@ -21,7 +21,9 @@ from portrait_backend.refinement.view_ring import between, outward, view_ring
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import RefinementSettings
 
-QUICK = RefinementSettings(views=5, image_size=64, iterations=2, steps=1, between_views=1, settle_steps=3, learning_rate=0.02)
+QUICK = RefinementSettings(
+    views=5, image_size=64, texture_views=96, iterations=2, steps=1, between_views=1, settle_steps=3, learning_rate=0.02
+)
 
 
 def context(seed: int = 0, on_progress: Callable[[Progress], None] | None = None, stop_after: int | None = None) -> Context:
@@ -82,9 +84,9 @@ def test_the_stage_runs_end_to_end_and_gives_views_for_the_bake(method: str, hea
     assert not torch.equal(planes(result), before)
     assert len(result.views) == 4
     for view in result.views:
-        assert view.image.shape == (64, 64, 3) and view.matte.shape == view.valid.shape == (64, 64)
+        assert view.image.shape == (96, 96, 3) and view.matte.shape == view.valid.shape == (96, 96)
         assert view.image.min() >= 0 and view.image.max() <= 1
-        assert view.camera.width == 64
+        assert view.camera.width == 96
     assert [r.steps for r in reports] == [2 * 6 + 3] * len(reports)
     assert [r.step for r in reports] == sorted(r.step for r in reports) and reports[-1].step == reports[-1].steps
     assert any(r.preview is not None and r.preview.shape == (64, 64, 3) for r in reports)
@@ -178,9 +180,11 @@ def test_every_ablation_runs(changes: dict[str, object], head: Head, portrait: P
     assert torch.equal(result.head.geometry.planes, head.geometry.planes) == ("shape_rate" not in changes)
 
 
-def test_without_optimisation_only_images_are_made(head: Head, portrait: Portrait, refiner: Refiner) -> None:
-    result = refine(head, portrait, replace(QUICK, optimise=False), context(), refiner)
+def test_without_optimisation_the_images_are_brought_in_at_the_end_only(head: Head, portrait: Portrait, refiner: Refiner) -> None:
+    result = refine(head, portrait, replace(QUICK, optimise=False, settle_steps=0), context(), refiner)
     assert torch.equal(planes(result), head.appearance.planes) and len(result.views) == 4
+    settled = refine(head, portrait, replace(QUICK, optimise=False), context(), refiner)
+    assert not torch.equal(planes(settled), head.appearance.planes)
     nothing = refine(head, portrait, replace(QUICK, iterations=0), context(), None)
     assert torch.equal(planes(nothing), head.appearance.planes) and not nothing.views
 

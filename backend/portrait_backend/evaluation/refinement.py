@@ -46,6 +46,8 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "literal_implicit": {"literal_implicit": True},
 }
 """Changes of the preset's settings per row; None is the head as stage 1 (or 2) leaves it. "full" is the last row of both figures."""
+SIZE = 256
+"""Side in pixels at which images are compared, at most."""
 SHOWN = (2, 3, 4, 6)
 """Views on the contact sheet: +-45, 90 and 180 degrees."""
 
@@ -59,10 +61,11 @@ def gradient_magnitude(image: Tensor, region: Tensor) -> float:
 
 
 def truth_of(data: HeadDataset, identity: int, view: int) -> tuple[Tensor, Tensor]:
-    """Return the true image (S, S, 3) over grey and matte (S, S)."""
+    """Return the true image (S, S, 3) over grey and matte (S, S), at most `SIZE` px wide."""
     rgba = data.rgba[identity, view].float() / 255
-    matte = rgba[..., 3:]
-    return rgba[..., :3] * matte + 0.5 * (1 - matte), matte[..., 0]
+    premultiplied = torch.cat([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], -1)
+    small = F.avg_pool2d(premultiplied.permute(2, 0, 1)[None], max(1, data.size // SIZE))[0].permute(1, 2, 0)
+    return small[..., :3] + 0.5 * (1 - small[..., 3:]), small[..., 3]
 
 
 @torch.no_grad()
@@ -72,7 +75,7 @@ def score(head: Head, data: HeadDataset, identity: int, table: dict[str, list[li
     for name, views in VIEWS.items():
         for view in views:
             truth, matte = truth_of(data, identity, view)
-            out = head.render(camera_at(data, identity, view, data.size))
+            out = head.render(camera_at(data, identity, view, len(truth)))
             shown = (out.rgb + 0.5 * (1 - out.alpha[..., None])).clamp(0, 1)
             solid = -F.max_pool2d(-matte[None, None], 9, 1, 4)[0, 0] > 0.9
             sharpness = gradient_magnitude(shown, solid) / max(gradient_magnitude(truth, solid), 1e-6)
@@ -91,14 +94,15 @@ def evaluate(
     refiner: Refiner | None,
     sheet: Path | None = None,
     cache: Path | None = None,
+    first: int = 0,
 ) -> dict[str, Any]:
-    """Score the rows on up to `identities` heads; optionally a PNG sheet (first six heads): truth above every row.
+    """Score the rows on up to `identities` heads, from number `first` on; optionally a PNG sheet (six heads): truth above every row.
 
     cache: a folder in which stage 1's heads are kept, so that several runs can share them.
     """
     tables: dict[str, dict[str, list[list[float]]]] = {name: {} for name in rows}
     strips: list[Tensor] = []
-    for row in range(min(identities, len(data.input_id))):
+    for done, row in enumerate(range(first, min(first + identities, len(data.input_id)))):
         portrait, identity = portrait_of(data, row), int(data.input_id[row])
         head = kept(
             cache and cache / f"{row:03d}.safetensors",
@@ -113,12 +117,12 @@ def evaluate(
                 refined = refine(head, portrait, settings, cpu_context(row), refiner if settings.method == "diffusion" else None).head
             columns.append(torch.cat(score(refined, data, identity, tables[name]), 1))
         strips.append(torch.cat(columns))
-        print(row + 1, {n: {v: np.round(np.mean(x, 0), 3).tolist() for v, x in t.items()} for n, t in tables.items()}, flush=True)
-        if sheet is not None and row < 6:
+        print(done + 1, {n: {v: np.round(np.mean(x, 0), 3).tolist() for v, x in t.items()} for n, t in tables.items()}, flush=True)
+        if sheet is not None and done < 6:
             picture = (torch.cat(strips).clamp(0, 1).numpy() * 255).round().astype(np.uint8)
             Image.fromarray(picture).save(sheet)
     means = {name: {v: [round(float(x), 3) for x in np.mean(s, 0)] for v, s in t.items()} for name, t in tables.items()}
-    return {"rows (foreground psnr, ssim, sharpness)": means, "identities": len(strips), "size": data.size}
+    return {"rows (foreground psnr, ssim, sharpness)": means, "identities": len(strips), "size": min(data.size, SIZE)}
 
 
 def main() -> None:
@@ -126,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--identities", type=int, default=32)
+    parser.add_argument("--first", type=int, default=0, help="number of the first identity")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=["stage1", "transport", "full"])
     parser.add_argument("--codec", default="starter")
     parser.add_argument("--denoiser", default="starter")
@@ -138,12 +143,15 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=None, help="keep stage 1's heads in this folder")
     parser.add_argument("--true-pose", action="store_true", help="take the input's true pose instead of fitting it")
     a = parser.parse_args()
-    data = load_heads(a.data, a.identities, seed=1, input_views=(0,))
+    data = load_heads(a.data, a.first + a.identities, seed=1, input_views=(0,))
     data = with_true_pose(data) if a.true_pose else data
     base = RefinementSettings(**a.settings)
     needed = any(replace(base, **(ROWS[r] or {})).method == "diffusion" for r in a.rows if ROWS[r] is not None)
     refiner = load_refiner(a.codec, a.denoiser, a.priors) if needed else None
-    result = evaluate(data, a.identities, a.rows, base, refiner, a.sheet, a.cache) | {"settings": a.settings, "true_pose": a.true_pose}
+    result = evaluate(data, a.identities, a.rows, base, refiner, a.sheet, a.cache, a.first) | {
+        "settings": a.settings,
+        "true_pose": a.true_pose,
+    }
     text = json.dumps(result, indent=1)
     print(text)
     if a.output is not None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from portrait_backend.context import Context
+from portrait_backend.diffusion import BACKGROUND
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.density_grid import SAMPLES
@@ -107,7 +108,7 @@ class _Refinement:
             if self.path is not None:
                 self.state.save(self.path, self.fingerprint, generator)
         targets = self._targets() if settings.iterations > 0 else []
-        if targets and settings.optimise and settings.settle_steps > 0:
+        if targets and settings.settle_steps > 0:
             settle(self.psi, targets[0], targets[1:], settings.settle_steps, self.context, self._done(), self.steps)
         return RefinedHead(self.psi.finished(), self._refined_views())
 
@@ -221,21 +222,31 @@ class _Refinement:
 
     @torch.no_grad()
     def _refined_views(self) -> tuple[RefinedView, ...]:
-        """The kept images with the render's silhouette, without the photo's own view (the bake has the photo itself)."""
-        refined = []
+        """The kept images with the render's silhouette, without the photo's own view (the bake has the photo itself).
+
+        They were made at the denoiser's size. For the texture the head is rendered finer, and what they change is added to that:
+        a texture of 256 px images alone is softer than the head's own colours.
+        """
+        refined, head, grid = [], self.psi.head(), self.psi.grid()
+        size = max(self.settings.texture_views, self.settings.image_size)
         for view, state in list(zip(self.ring, self.state.views, strict=True))[1:]:
             if state.image is None or state.new is None:
                 continue
-            matte = self._render(view).alpha[0, 0].detach()
-            image = _straight(state.image, matte)
-            camera = view.camera.to(torch.device("cpu"))
-            refined.append(RefinedView(image.cpu().float(), matte.cpu().float(), state.new[0, 0].cpu().float(), camera, view.order))
+            camera = view.camera.resized(size)
+            out = head.render(camera, grid=grid, samples=SAMPLES)
+            shown = (out.rgb + BACKGROUND * (1 - out.alpha[..., None])).permute(2, 0, 1)[None]
+            change = state.image - F.interpolate(shown, size=state.image.shape[2:], mode="area")
+            image = shown + F.interpolate(change, size=(size, size), mode="bicubic", align_corners=False)
+            new = F.interpolate(state.new, size=(size, size), mode="bilinear", align_corners=False)[0, 0]
+            maps = [x.cpu().float() for x in (_straight(image, out.alpha), out.alpha, new)]
+            refined.append(RefinedView(maps[0], maps[1], maps[2], camera.to(torch.device("cpu")), view.order))
+            self.context.report(self.steps, self.steps)
         return tuple(refined)
 
 
 def _straight(image: Tensor, matte: Tensor) -> Tensor:
     """Foreground colours (S, S, 3) of an image (1, 3, S, S) over grey; where hardly anything covers a pixel, its neighbours' colours."""
-    premultiplied = (image[0] - 0.5 * (1 - matte)) * (matte > 0.5)
+    premultiplied = (image[0] - BACKGROUND * (1 - matte)) * (matte > 0.5)
     weight = (matte * (matte > 0.5))[None]
     around = F.avg_pool2d(torch.cat([premultiplied, weight])[None], 9, 1, 4)[0]
     near = around[:3] / around[3:].clamp_min(1e-3)
