@@ -43,7 +43,7 @@ class _KernelSample(torch.autograd.Function):
         return out, None, None
 
 
-def _sample_torch(planes: Tensor, points: Tensor, axes: Axes, padding: Padding) -> Tensor:
+def _sample_torch(planes: Tensor, points: Tensor, axes: Axes, padding: Padding = "border") -> Tensor:
     batch, _, depth, _, _, channels = planes.shape
     total = planes.new_zeros(batch, points.shape[1], channels)
     for k, (u, v, w) in enumerate(axes):
