@@ -1,8 +1,10 @@
 """Run the command line in a process of its own, its batch with the light engine."""
 
+import signal
 import sys
 from pathlib import Path
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background has it ignored
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Run the command line in a process of its own with the stand-in parts; PAUSE=seconds slows each step of the prior."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background has it ignored
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from portrait_backend.cli import main
