@@ -237,15 +237,15 @@ def test_regularisers_at_known_values() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        RestorationSettings(normal_weight=20.0),
-        RestorationSettings(guidance="sds", normal_weight=3.0),
-        RestorationSettings(guidance="sds", perp_neg=True, normal_weight=3.0, guidance_scale=1.0),
-        RestorationSettings(guidance="interval", normal_weight=3.0),
+        RestorationSettings(normal_weight=20.0, learning_rate=0.002),
+        RestorationSettings(guidance="sds", normal_weight=3.0, learning_rate=0.002),
+        RestorationSettings(guidance="sds", perp_neg=True, normal_weight=3.0, guidance_scale=1.0, learning_rate=0.002),
+        RestorationSettings(guidance="interval", normal_weight=1.0, learning_rate=0.001),
     ],
     ids=["x0", "sds", "perp-neg", "interval"],
 )
 def test_a_prior_that_knows_the_truth_restores_it(flat: Head, truth: Head, settings: RestorationSettings) -> None:
-    settings = replace(settings, steps=25, render_size=SIZE, learning_rate=0.002, noise_start=0.5)
+    settings = replace(settings, steps=25, render_size=SIZE, noise_start=0.5)
     restored = restore(flat, portrait_of(truth), settings, context(), oracle(truth))
     assert side_error(restored, truth) < 0.6 * side_error(flat, truth)
     front = Camera.orbit(0, 0, 64)
