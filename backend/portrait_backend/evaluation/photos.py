@@ -20,8 +20,8 @@ from torch import Tensor
 
 import portrait_backend
 from portrait_backend.evaluation.image_metrics import over_white
-from portrait_backend.evaluation.mesh_file import from_head_mesh
 from portrait_backend.evaluation.photo_scores import reference_figures
+from portrait_backend.mesh.picture import picture
 from portrait_backend.outputs import VIEWS
 from portrait_backend.pipeline import Result
 from portrait_backend.portrait.faces import FaceDetector
@@ -48,9 +48,7 @@ def sheet_row(result: Result, folder: Path) -> Tensor:
         view = Image.open(folder / "views" / f"{name}.png").resize((TILE, TILE), Image.Resampling.LANCZOS)
         rgba = torch.from_numpy(np.asarray(view).astype(np.float32) / 255)
         tiles.append(rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:])
-    for azimuth in MESH_AZIMUTHS:
-        seen = from_head_mesh(result.mesh).render(Camera.orbit(azimuth, 0, TILE))
-        tiles.append(over_white(seen.rgb, seen.alpha))
+    tiles += [over_white(*picture(result.mesh, Camera.orbit(azimuth, 0, TILE))) for azimuth in MESH_AZIMUTHS]
     return torch.cat(tiles, 1)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,32 +19,36 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from portrait_backend.context import cpu_context
+from portrait_backend.evaluation.ablations import ABLATIONS, FULL, Ablation
+from portrait_backend.evaluation.ground_truth import Truth, image_figures, truths
 from portrait_backend.evaluation.held_out import with_true_pose
+from portrait_backend.evaluation.image_metrics import over_grey
 from portrait_backend.evaluation.restoration import kept
 from portrait_backend.prior.starter import StarterPrior
 from portrait_backend.radiance.head import Head
 from portrait_backend.refinement.refine import refine
 from portrait_backend.refinement.sampling import Refiner, load_refiner
-from portrait_backend.training.head_dataset import HeadDataset, camera_at, load_heads
-from portrait_backend.training.prior_evaluation import VIEWS, image_scores
+from portrait_backend.training.head_dataset import HeadDataset, load_heads
+from portrait_backend.training.prior_evaluation import VIEWS
 from portrait_backend.training.synthetic_portrait import portrait_of
 from portrait_shared.settings import PriorSettings, RefinementSettings
+
+GROUP = "refinement."
+
+
+def _changes(row: Ablation) -> dict[str, Any]:
+    return {path.removeprefix(GROUP): value for path, value in row.overrides.items() if path.startswith(GROUP)}
+
 
 ROWS: dict[str, dict[str, Any] | None] = {
     "stage1": None,
     "transport": {"method": "transport", "iterations": 1, "between_views": 0},
-    "full": {},
-    "fig5_explicit": {"geometry_condition": False, "implicit_branch": False},
-    "fig5_geometry": {"implicit_branch": False},
-    "fig6_fixed": {"noise": "fixed"},
-    "fig6_random_low": {"noise": "random", "explicit_scale": 0.3},
-    "fig6_random_high": {"noise": "random", "explicit_scale": 1.0},
-    "fig6_not_optimised": {"optimise": False},
-    "literal_implicit": {"literal_implicit": True},
+    "full": FULL,
+    **{row.method: _changes(row) for row in ABLATIONS if row.figure != "stages" and _changes(row) != FULL},
+    "literal implicit": {"literal_implicit": True},
 }
 """Changes of the preset's settings per row; None is the head as stage 1 (or 2) leaves it. "full" is the last row of both figures."""
 SIZE = 256
@@ -60,12 +65,9 @@ def gradient_magnitude(image: Tensor, region: Tensor) -> float:
     return float((dx**2 + dy**2).sqrt()[inside].mean()) if bool(inside.any()) else 0.0
 
 
-def truth_of(data: HeadDataset, identity: int, view: int) -> tuple[Tensor, Tensor]:
-    """Return the true image (S, S, 3) over grey and matte (S, S), at most `SIZE` px wide."""
-    rgba = data.rgba[identity, view].float() / 255
-    premultiplied = torch.cat([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], -1)
-    small = F.avg_pool2d(premultiplied.permute(2, 0, 1)[None], max(1, data.size // SIZE))[0].permute(1, 2, 0)
-    return small[..., :3] + 0.5 * (1 - small[..., 3:]), small[..., 3]
+def truths_of(data: HeadDataset, identity: int, views: tuple[int, ...]) -> Iterator[Truth]:
+    """Yield the truth of some views, at most `SIZE` px wide."""
+    return truths(data, identity, views, size=min(data.size, SIZE))
 
 
 @torch.no_grad()
@@ -73,14 +75,13 @@ def score(head: Head, data: HeadDataset, identity: int, table: dict[str, list[li
     """Add (foreground PSNR, SSIM, sharpness) per view group; returns the renders of the SHOWN views."""
     tiles = []
     for name, views in VIEWS.items():
-        for view in views:
-            truth, matte = truth_of(data, identity, view)
-            out = head.render(camera_at(data, identity, view, len(truth)))
-            shown = (out.rgb + 0.5 * (1 - out.alpha[..., None])).clamp(0, 1)
-            solid = -F.max_pool2d(-matte[None, None], 9, 1, 4)[0, 0] > 0.9
-            sharpness = gradient_magnitude(shown, solid) / max(gradient_magnitude(truth, solid), 1e-6)
-            ssim = float(structural_similarity(truth.numpy(), shown.numpy(), channel_axis=2, data_range=1.0))
-            table.setdefault(name, []).append([image_scores(shown, out.alpha, truth, matte)[1], ssim, sharpness])
+        for view, truth in zip(views, truths_of(data, identity, views), strict=True):
+            out = head.render(truth.camera)
+            shown, real = (over_grey(x.rgb, x.alpha) for x in (out, truth.view))
+            solid = -F.max_pool2d(-truth.view.alpha[None, None], 9, 1, 4)[0, 0] > 0.9
+            sharpness = gradient_magnitude(shown, solid) / max(gradient_magnitude(real, solid), 1e-6)
+            found = image_figures(out, truth.view)
+            table.setdefault(name, []).append([found["foreground_psnr"], found["ssim"], sharpness])
             if view in SHOWN:
                 tiles.append(shown)
     return tiles
@@ -108,7 +109,7 @@ def evaluate(
             cache and cache / f"{row:03d}.safetensors",
             lambda p=portrait, seed=row: StarterPrior().initialise(p, PriorSettings(), cpu_context(seed)),  # type: ignore[misc]
         )
-        columns = [torch.cat([truth_of(data, identity, v)[0] for v in SHOWN], 1)]
+        columns = [torch.cat([over_grey(t.view.rgb, t.view.alpha) for t in truths_of(data, identity, SHOWN)], 1)]
         for name in rows:
             changes = ROWS[name]
             refined = head

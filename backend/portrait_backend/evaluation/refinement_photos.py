@@ -21,8 +21,8 @@ from torch import Tensor
 
 import portrait_backend
 from portrait_backend.evaluation.image_metrics import over_white
-from portrait_backend.evaluation.mesh_file import from_head_mesh
 from portrait_backend.evaluation.refinement import gradient_magnitude
+from portrait_backend.mesh.picture import picture
 from portrait_backend.pipeline import Result
 from portrait_backend.radiance.cameras import Camera
 from portrait_shared.settings import OutputSettings, from_dict, to_dict
@@ -33,8 +33,7 @@ TILE = 256
 
 def mesh_tile(result: Result, azimuth: float) -> Tensor:
     """Render the textured mesh from an azimuth: (TILE, TILE, 3) over white."""
-    seen = from_head_mesh(result.mesh).render(Camera.orbit(azimuth, 0, TILE))
-    return over_white(seen.rgb, seen.alpha)
+    return over_white(*picture(result.mesh, Camera.orbit(azimuth, 0, TILE)))
 
 
 @torch.no_grad()
