@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import logging
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,8 @@ import torch
 from portrait_backend import __version__, devices, stages
 from portrait_backend.checkpoints import Checkpoint, Checkpoints, Made
 from portrait_backend.context import Context, Progress
+from portrait_backend.diffusion.memory import resolved
+from portrait_backend.diffusion.sources import Sources, find_sources
 from portrait_backend.job_folder import job_folder, write_record
 from portrait_backend.models.inventory import starter_weights
 from portrait_backend.radiance.cameras import METRES_PER_UNIT, Camera
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from portrait_backend.portrait.types import Portrait
     from portrait_backend.radiance.head import Head
 
+log = logging.getLogger(__name__)
 PREVIEW_SIZE, PREVIEW_AZIMUTH = 320, 20
 """The picture of the head that is shown while its mesh is made: pixels and degrees."""
 CPU_ALLOCATOR = "DefaultCPUAllocator"
@@ -85,8 +89,19 @@ def generate(
     settings = validate(settings or Settings())
     stages.check(settings)
     place = devices.choose_device(device if settings.device == "auto" else settings.device)
-    context = Context(place, torch.float32, torch.Generator(place), on_progress, cancelled, shows_previews=shows_previews)
-    job = _Job(settings, context, None if checkpoints is None else Checkpoints(Path(checkpoints)), source)
+    sources = find_sources(settings.diffusion, stages.with_networks(settings))
+    context = Context(
+        place,
+        torch.float32,
+        torch.Generator(place),
+        on_progress,
+        cancelled,
+        shows_previews=shows_previews,
+        diffusion=resolved(settings.diffusion, place),
+    )
+    for warning in sources.warnings:
+        log.warning("%s", warning)
+    job = _Job(settings, context, None if checkpoints is None else Checkpoints(Path(checkpoints)), source, sources)
     kept = None if geometry is None else Checkpoints(Path(geometry))
     with devices.reproducible(), _readable_memory_errors():
         if output is None:
@@ -105,6 +120,7 @@ class _Job:
     context: Context
     checkpoints: Checkpoints | None = None
     source: str | None = None
+    sources: Sources = field(default_factory=Sources)
     timings: list[dict[str, Any]] = field(default_factory=list)
     inputs: dict[str, Any] = field(default_factory=dict)
     views: tuple[ProjectedView, ...] = ()
@@ -182,6 +198,8 @@ class _Job:
             with self.stage(name) as context:
                 return make(context)
         self.inputs = {"before": digest(self.inputs), "stage": name, "settings": None if settings is None else to_dict(settings)}
+        if name in stages.DIFFUSED:
+            self.inputs |= {"diffusion": to_dict(self.context.diffusion), "sources": self.sources.record}
         found = self.checkpoints.find(name, self.inputs)
         if found is None:
             with self.stage(name) as context:
@@ -248,7 +266,7 @@ class _Job:
         }
 
     def weights(self) -> dict[str, str]:
-        """Return {name: sha256} of the weights."""
+        """Return {name: sha256} of the shipped weights."""
         return {weight.name: weight.sha256 for weight in starter_weights()}
 
     def identity(self, portrait: Portrait, geometry: Checkpoints | None) -> dict[str, Any]:
@@ -259,7 +277,8 @@ class _Job:
             "photo": {"name": portrait.source, "sha256": portrait.sha256},
             "seed": self.settings.seed,
             "settings": to_dict(self.settings),
-            "weights": self.weights(),
+            "weights": self.weights() | self.sources.record,
+            **({"branches": self.sources.branches} if self.sources.branches else {}),
             **kept,
         }
 
@@ -268,9 +287,10 @@ class _Job:
         return {
             "pose": {"yaw": round(portrait.yaw, 2), "pitch": round(portrait.pitch, 2), "roll": round(portrait.roll, 2)},
             "camera": photo_camera(portrait),
-            "warnings": list(portrait.warnings),
+            "warnings": [*portrait.warnings, *self.sources.warnings],
             "stages": self.timings,
             "device": devices.describe_device(self.context.device),
+            "memory": {"mode": self.context.diffusion.memory, "precision": self.context.diffusion.precision},
             "versions": versions(),
         }
 

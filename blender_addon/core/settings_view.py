@@ -21,6 +21,7 @@ TITLES = {
     "prior": "Stage 1: Prior",
     "restoration": "Stage 2: Restoration",
     "refinement": "Stage 3: Refinement",
+    "diffusion": "Networks of Stages 2 and 3",
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 from portrait_shared.errors import PortraitDiffusionError
 
-Preset = Literal["draft", "standard", "full"]
+Preset = Literal["draft", "standard", "fine", "full"]
 Device = Literal["auto", "cpu", "cuda"]
 Stage = Literal["prior", "restoration", "refinement"]
 
@@ -148,6 +148,24 @@ class RefinementSettings:
 
 
 @dataclass(frozen=True)
+class DiffusionSettings:
+    """The networks of stages 2 and 3, and how they fit into the device's memory."""
+
+    weights: Literal["starter", "sd15"] = setting(
+        "starter", "Weights", "starter: the shipped networks; sd15: Stable Diffusion 1.5 and BrushNet, downloaded first.", flag="weights"
+    )
+    memory: Literal["auto", "resident", "sequential", "streamed"] = setting(
+        "auto",
+        "Memory mode",
+        "resident: all networks stay on the device; sequential: one at a time; streamed: layer by layer; auto: the first that fits.",
+        flag="memory",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto", "Precision", "Of the networks; auto: half on a GPU with downloaded weights, else single.", flag="precision"
+    )
+
+
+@dataclass(frozen=True)
 class MeshSettings:
     """Surface extraction and texture."""
 
@@ -194,6 +212,7 @@ class Settings:
     prior: PriorSettings = from_preset(PriorSettings)
     restoration: RestorationSettings = from_preset(RestorationSettings)
     refinement: RefinementSettings = from_preset(RefinementSettings)
+    diffusion: DiffusionSettings = from_preset(DiffusionSettings)
     mesh: MeshSettings = from_preset(MeshSettings)
     output: OutputSettings = from_preset(OutputSettings)
 
@@ -213,10 +232,34 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "output": {"turntable_frames": 24, "turntable_size": 192},
     },
     "standard": {},
-    "full": {
+    "fine": {
         "prior": {"fit_steps": 120},
         "restoration": {"steps": 80},
         "refinement": {"iterations": 12, "steps": 12, "between_views": 4, "settle_steps": 160},
+        "mesh": {"resolution": 320, "faces": 150000, "texture_size": 2048},
+        "output": {"turntable_frames": 72, "turntable_size": 384},
+    },
+    "full": {
+        "prior": {"fit_steps": 120},
+        "restoration": {
+            "steps": 2000,
+            "guidance": "interval",
+            "guidance_scale": 7.5,
+            "noise_start": 0.5,
+            "colour_weight": 1.0,
+            "render_size": 256,
+        },
+        "refinement": {
+            "image_size": 512,
+            "texture_views": 1024,
+            "iterations": 12,
+            "steps": 20,
+            "guidance": 7.5,
+            "between_views": 4,
+            "settle_steps": 160,
+            "tones": "denoiser",
+        },
+        "diffusion": {"weights": "sd15"},
         "mesh": {"resolution": 320, "faces": 150000, "texture_size": 2048},
         "output": {"turntable_frames": 72, "turntable_size": 384},
     },

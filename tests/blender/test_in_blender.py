@@ -71,7 +71,9 @@ def test_every_setting_is_a_property(story: dict[str, Any]) -> None:
 def test_bad_input_gets_one_clear_line(story: dict[str, Any]) -> None:
     seen = chapter(story, "refusals")
     assert "there is no file" in seen["no file"] and "Check the path" in seen["no file"]
-    assert "draft, standard, full" in seen["preset"] and "mesh.faces = -1" in seen["range"] and "no photo is chosen" in seen["no photo"]
+    assert (
+        "draft, standard, fine, full" in seen["preset"] and "mesh.faces = -1" in seen["range"] and "no photo is chosen" in seen["no photo"]
+    )
     assert seen["jobs"] == 0, "nothing was queued"
 
 

@@ -50,7 +50,7 @@ def test_the_greeting_says_what_the_backend_is(server: Server) -> None:
     wait_for(lambda: client.status().device != "starting", "the worker")
     info = client.info
     assert (info.device, info.device_name, info.memory_mb, info.memory_free_mb) == ("cpu", "a fake", 1000, 500)
-    assert "prior" in info.stages and info.presets == ("draft", "standard", "full") and info.pid == server.process.pid  # type: ignore[union-attr]
+    assert "prior" in info.stages and info.presets == ("draft", "standard", "fine", "full") and info.pid == server.process.pid  # type: ignore[union-attr]
     assert info.local and info.protocol_version == p.PROTOCOL_VERSION
     assert {weight.state for weight in client.models()} == {"ok"} and client.models() == info.weights
 

@@ -172,8 +172,8 @@ def phi(
     """Pre-train the Detail Preservation UNet over many portraits; run it again with the same --out to resume."""
     _check_data(data)
     with _training_parts():
+        from portrait_backend.diffusion.sources import STARTER_SIZE
         from portrait_backend.diffusion.weights import load_codec, load_denoiser
-        from portrait_backend.restoration.fit import STARTER_SIZE
         from portrait_backend.restoration.guide import DiffusionPrior
         from portrait_backend.training.phi_trainer import train_phi
         from portrait_backend.training.trainer import TrainOptions

@@ -123,6 +123,6 @@ class Guide:
     def _noise(self, z: Tensor) -> Tensor:
         return torch.randn(z.shape, generator=self.generator, device=self.generator.device).to(z.device)
 
-    @staticmethod
-    def _autocast(image: Tensor) -> torch.autocast:
-        return torch.autocast(image.device.type, torch.bfloat16)
+    def _autocast(self, image: Tensor) -> torch.autocast:
+        """Single-precision networks compute in bf16; others in their own half."""
+        return torch.autocast(image.device.type, torch.bfloat16, enabled=self.prior.codec.model.dtype == torch.float32)
