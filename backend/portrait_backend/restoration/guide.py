@@ -55,6 +55,7 @@ class Guide:
 
     def __init__(self, prior: DiffusionPrior, settings: RestorationSettings, reference: Tensor, generator: torch.Generator) -> None:
         self.prior, self.settings, self.reference, self.generator = prior, settings, reference, generator
+        self._single = all(denoiser.unet.dtype == torch.float32 for denoiser in prior.denoisers.values())
 
     def losses(self, view: View, progress: float) -> dict[str, Tensor]:
         """Return the weighted guidance terms of a view; `progress` in [0, 1] anneals the noise level."""
@@ -125,4 +126,4 @@ class Guide:
 
     def _autocast(self, image: Tensor) -> torch.autocast:
         """Single-precision networks compute in bf16; others in their own half."""
-        return torch.autocast(image.device.type, torch.bfloat16, enabled=self.prior.codec.model.dtype == torch.float32)
+        return torch.autocast(image.device.type, torch.bfloat16, enabled=self._single)
