@@ -37,7 +37,8 @@ def place(
     for module in (codec, *rest):
         module.to(plan.device, plan.dtype)
     for module in heavy:
-        module.to(dtype=plan.dtype)
+        if next(module.parameters()).dtype != plan.dtype:
+            module.to(dtype=plan.dtype)
     if plan.mode == "resident":
         for module in heavy:
             module.to(plan.device)
