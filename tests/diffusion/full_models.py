@@ -76,29 +76,30 @@ def brushnet_weights(unet: UNet2DConditionModel, seed: int = 5) -> dict[str, Ten
     return {name: 0.05 * torch.randn(shape, generator=generator) for name, shape in brushnet_names(unet).items()}
 
 
-def write_pipeline(folder: Path, seed: int, safe: bool = True, unet: dict[str, Any] | None = None, vae: dict[str, Any] | None = None,
-                   text: dict[str, Any] | None = None) -> UNet2DConditionModel:  # fmt: skip
+def write_pipeline(folder: Path, seed: int, safe: bool = True) -> UNet2DConditionModel:
     """Write unet/, vae/, text_encoder/, tokenizer/ and scheduler/ of random weights; safe False: as pickled .bin files."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = UNet2DConditionModel(**(unet or TINY_UNET))
-        codec = AutoencoderKL(**(vae or TINY_VAE))
-        encoder = CLIPTextModel(CLIPTextConfig(**(text or TINY_TEXT)))
+        model = UNet2DConditionModel(**TINY_UNET)
+        codec = AutoencoderKL(**TINY_VAE)
+        encoder = CLIPTextModel(CLIPTextConfig(**TINY_TEXT))
     model.save_pretrained(folder / "unet", safe_serialization=safe)
     codec.save_pretrained(folder / "vae", safe_serialization=safe)
     encoder.save_pretrained(folder / "text_encoder")
     if not safe:
         torch.save(encoder.state_dict(), folder / "text_encoder/pytorch_model.bin")
         (folder / "text_encoder/model.safetensors").unlink()
-    _write_tokenizer(folder / "tokenizer")
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler/scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    write_scheduler(folder)
     return model
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_scheduler(home: Path) -> None:
+    """Write scheduler/ and tokenizer/; the tokenizer knows single letters only."""
+    (home / "scheduler").mkdir()
+    (home / "scheduler/scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    folder = home / "tokenizer"
     folder.mkdir()
     letters = "abcdefghijklmnopqrstuvwxyz,"
     words = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]

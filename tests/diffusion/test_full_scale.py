@@ -84,7 +84,7 @@ def test_only_what_a_stage_needs_is_asked_for(tmp_path: Path) -> None:
         with pytest.raises(PortraitDiffusionError) as caught:
             find_sources(FULL, chosen, tmp_path)
         assert f"{absent} " not in caught.value.hint.replace("&&", " ") + " "
-    assert find_sources(FULL, ("prior",), tmp_path).record == {}
+    assert find_sources(FULL, (), tmp_path).record == {}
     assert find_sources(DiffusionSettings(), folder=tmp_path).denoiser == "starter"
 
 

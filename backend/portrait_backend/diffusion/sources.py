@@ -51,17 +51,20 @@ class Sources:
 
 
 def find_sources(
-    settings: DiffusionSettings, stages: Collection[str] = ("restoration", "refinement"), folder: Path | None = None
+    settings: DiffusionSettings,
+    stages: Collection[str] = ("restoration", "refinement"),
+    folder: Path | None = None,
+    trained: bool = True,
 ) -> Sources:
-    """Return where the networks of `stages` are. Nothing large is read.
+    """Return where the networks of `stages` are. Nothing large is read. trained: whether networks trained over them count.
 
     PortraitDiffusionError ``weights-missing`` names everything that must be downloaded first; ``model-damaged``.
     """
-    if settings.weights == STARTER or not {"restoration", "refinement"} & set(stages):
+    if settings.weights == STARTER or not stages:
         return Sources()
     where = models_folder(folder)
     own = [where / TRAINED / name for name in (HYBRID_PRIORS, DETAIL_UNET)]
-    priors, phi = (path if path.is_file() else None for path in own)
+    priors, phi = (path if trained and path.is_file() else None for path in own)
     brushnet = next((name for name in BRUSHNETS if state_of(find_model(name), where) == "installed"), BRUSHNETS[0])
     needed = [DENOISER]
     needed += [NORMAL_DENOISER] if "restoration" in stages else []
