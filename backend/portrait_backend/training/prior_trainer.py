@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def start_from(network: PriorNetwork, path: Path) -> list[str]:
 
 def train_prior(options: TrainOptions, start: Path | None = None) -> Path:
     """Train (or resume) the prior, from the fitting weights of `start` where it is given; returns the checkpoint's path."""
-    return train(PriorRecipe(options, start), replace(options, precision="no"))  # the loss itself says what may be in bf16
+    return train(PriorRecipe(options, start), options)
 
 
 def export_prior(checkpoint: Path, out: Path, **facts: str) -> None:
