@@ -67,13 +67,13 @@ def unused(width: int = 4) -> Shapes:
 
 
 PORTRAIT4D = {
-    "stages": (64, 128, 256, 512), "encoded": 256, "tokens": 1024, "detail": (64, 96), "middle": (256, 128), "sr": (256, 128), "motion": 548,
-    "latent": 512, "cells": 64, "background": (64, 128, 256, 512),
+    "stages": (64, 128, 256, 512), "encoded": 256, "tokens": 1024, "detail": (64, 96), "middle": (256, 128), "sr": (256, 128),
+    "motion": 548, "latent": 512, "cells": 64, "background": (64, 128, 256, 512),
 }  # fmt: skip
 """Portrait4D's widths as published; those of the parts that are not used too."""
 PORTRAIT4D_THIN = {
-    "stages": (4, 4, 8, 8), "encoded": 8, "tokens": 16, "detail": (4, 6), "middle": (8, 6), "sr": (4, 4), "motion": 5, "latent": 512, "cells": 2,
-    "background": (4, 4, 4, 4),
+    "stages": (4, 4, 8, 8), "encoded": 8, "tokens": 16, "detail": (4, 6), "middle": (8, 6), "sr": (4, 4),
+    "motion": 5, "latent": 512, "cells": 2, "background": (4, 4, 4, 4),
 }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from portrait_backend.radiance.head import Head
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import PriorSettings
 from tests.models.pickled_networks import network_pickle
+from tests.prior.noise_heads import assert_meshes, make_solid
 from tests.prior.published_names import PORTRAIT4D, PORTRAIT4D_THIN, portrait4d_unused, portrait4d_used
 
 
@@ -151,6 +152,7 @@ def write_thin_checkpoint(path: Path) -> None:
 def test_from_the_pickle_to_the_head_of_a_photo(portrait: Portrait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORTRAIT_DIFFUSION_MODELS", str(tmp_path))
     monkeypatch.setattr(placement, "PICTURE", 32)
+    monkeypatch.setattr(placement, "GRID", 16)
     with pytest.raises(PortraitDiffusionError, match="portrait4d are not there") as caught:
         create_prior("portrait4d")
     assert caught.value.code == "weights-missing" and "models download portrait4d" in caught.value.hint
@@ -158,6 +160,7 @@ def test_from_the_pickle_to_the_head_of_a_photo(portrait: Portrait, tmp_path: Pa
     target = converted_path("portrait4d")
     target.parent.mkdir()
     convert_checkpoint(tmp_path / "published.pkl", "portrait4d", target)
+    make_solid(target, "decoder.out_sigma.bias")
     create_prior("portrait4d")
     head = portrait4d.Portrait4DPrior(Blind()).initialise(portrait, PriorSettings(provider="portrait4d"), cpu_context())  # type: ignore[arg-type]
     assert head.meta["provider"] == "portrait4d" and len(head.meta["weights_sha256"]) == 64
@@ -175,6 +178,7 @@ def test_from_the_pickle_to_the_head_of_a_photo(portrait: Portrait, tmp_path: Pa
     again = Head.load(tmp_path / "head.safetensors")
     assert again.geometry.centre == head.geometry.centre and again.activation == head.activation
     torch.testing.assert_close(again.density(points), head.density(points), atol=0.05, rtol=0.05)
+    assert_meshes(head, portrait)
     other = replace(portrait, image=1 - portrait.image)
     changed = portrait4d.Portrait4DPrior(Blind()).initialise(other, PriorSettings(provider="portrait4d"), cpu_context())  # type: ignore[arg-type]
     assert not torch.equal(changed.geometry.planes, head.geometry.planes), "the photo is what the planes are made of"

@@ -26,8 +26,8 @@ HALF, DEPTH, CHANNELS = 0.5, 4, 16
 """Box, slices per plane (a plane without depth would show the face's colours on the back), channels per slice."""
 SHAPE_SIZE, COLOUR_SIZE = 64, 128
 PLANE_RATE, DECODER_RATE = 0.02, 0.002
-HULL, HULL_SHARE, HULL_POINTS = 64, 0.25, 8192
-"""Lattice of the hull, share of the steps that learn it, points a step."""
+HULL, HULL_SHARE, HULL_LEAST, HULL_POINTS = 64, 0.2, 40, 8192
+"""Lattice of the hull, share of the steps that learn it and how many at least, points a step."""
 OUTSIDE_POINTS = 2048
 """Points a step that stay empty because some matte says so."""
 RAYS, GRID, REBUILD, PREVIEW = 2048, 64, 20, 25
@@ -87,7 +87,7 @@ def visual_hull(views: Sequence[PosedImage], size: int = HULL) -> Tensor:
 def fit_views(views: Sequence[PosedImage], steps: int, context: Context, weights: FitWeights | None = None) -> Head:
     """Fit a fresh field to posed images in `steps` Adam steps."""
     fit = _Fit(views, context, weights or FitWeights())
-    hull_steps = max(1, round(HULL_SHARE * steps))
+    hull_steps = min(steps, max(HULL_LEAST, round(HULL_SHARE * steps)))
     for step in range(steps):
         fit.set_rate(1 - 0.9 * step / steps)
         loss, error = fit.hull_loss() if step < hull_steps else fit.ray_loss(step - hull_steps)

@@ -18,12 +18,14 @@ from torch import Tensor
 from portrait_backend.portrait.faces import FaceDetector, find_face
 from portrait_backend.portrait.head_pose import load_landmark_model
 from portrait_backend.radiance.cameras import Camera
+from portrait_backend.radiance.density_grid import DensityGrid
 from portrait_backend.radiance.head import Head, TriPlane
 from portrait_shared.errors import PortraitDiffusionError
 
 EYE_RIGHT, EYE_LEFT, NOSE, MOUTH = (33, 133), (362, 263), 1, (61, 291)
 """Face-mesh landmarks: the corners of the sitter's right and left eye, the tip of the nose, the corners of the mouth (right, left)."""
-PICTURE = 256
+PICTURE, GRID = 256, 96
+"""Side of the picture in which the face is looked for, px; lattice resolution of its render."""
 SOLID = 0.7
 """Least alpha of a pixel whose depth counts."""
 FEWEST = 100
@@ -102,7 +104,8 @@ def lifted_landmarks(head: Head, camera: Camera, detector: FaceDetector) -> tupl
     """Return landmarks (468, 3) in the head's world, lifted with its depth, and which of them lie on it (468,); None without a face."""
     device = head.geometry.planes.device
     camera = camera.resized(PICTURE)
-    out = head.render(camera.to(device))
+    grid = DensityGrid.build(head, GRID, device=device, dtype=head.geometry.planes.dtype)
+    out = head.render(camera.to(device), grid=grid)
     picture = (out.rgb + 0.5 * (1 - out.alpha[..., None])).clamp(0, 1).mul(255).round().byte().cpu().numpy()
     try:
         face, _, _ = find_face(picture, detector)
