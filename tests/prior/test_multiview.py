@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from portrait_backend.camera_file import write_cameras
+from portrait_backend.camera_file import read_cameras, write_cameras
 from portrait_backend.context import cpu_context
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior import create_prior, multiview, prior_inputs
@@ -117,6 +117,12 @@ def test_the_provider_takes_the_photo_as_one_more_view(tmp_path: Path, pictures:
     head = create_prior("multiview").initialise(portrait, settings, cpu_context())
     assert head.meta["views"] == 9 and not head.geometry.planes.requires_grad
     assert_meshes(head, portrait)
+    cameras = read_cameras(folder / "cameras.json") | {"photo": portrait.camera}
+    write_cameras(cameras, folder / "cameras.json")
+    Image.new("RGB", (64, 64)).save(folder / "photo.jpg")
+    assert [view.name for view in read_views(str(folder))] == [f"v{k}" for k in range(8)], (
+        "a photo without a matte is left to the job's own"
+    )
     sums = prior_inputs(settings)
     assert len(sums) == 9 and {"views/cameras.json", "views/v0.png"} <= sums.keys()
     Image.fromarray(pictures[0][::-1].copy()).save(folder / "v0.png")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from portrait_backend.context import Context
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.posed_images import PosedImage, read_views
+from portrait_backend.prior.posed_images import PHOTO, PosedImage, read_views
 from portrait_backend.radiance.decoder import Decoder, DensityActivation
 from portrait_backend.radiance.density_grid import DensityGrid
 from portrait_backend.radiance.head import Head, TriPlane
@@ -31,8 +31,6 @@ HULL, HULL_SHARE, HULL_LEAST, HULL_POINTS = 64, 0.2, 40, 8192
 OUTSIDE_POINTS = 2048
 """Points a step that stay empty because some matte says so."""
 RAYS, GRID, REBUILD, PREVIEW = 2048, 64, 20, 25
-PHOTO = "photo"
-"""A picture of this name takes the place of the job's own photo."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from portrait_shared.errors import PortraitDiffusionError
 
 CAMERAS, SHEET = "cameras.json", "turnaround.json"
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
+PHOTO = "photo"
+"""A picture of this name, with its matte, takes the place of the job's own photo."""
 FEWEST, MOST = 3, 256
 """Pictures that a shape can be told from, and that are read."""
 LARGEST = 512
@@ -87,9 +89,9 @@ def read_views(folder: str) -> list[PosedImage]:
 
 
 def _picture(home: Path, name: str) -> Path | None:
-    """Return a camera's picture, beside the cameras or in views/ (as `generate` writes them)."""
+    """Return a camera's picture, beside the cameras or in views/ (as `generate` writes them; its photo.jpg has no matte)."""
     for folder in (home, home / "views"):
-        for suffix in SUFFIXES:
+        for suffix in SUFFIXES if name != PHOTO else SUFFIXES[:2]:
             if (folder / f"{name}{suffix}").is_file():
                 return folder / f"{name}{suffix}"
     return None
