@@ -176,11 +176,27 @@ def first_head() -> dict[str, Any]:
             "error": str(job.error), "objects": len(bpy.data.objects) - objects}  # fmt: skip
 
 
+class Paper:
+    """A layout that writes down what is drawn on it."""
+
+    def __init__(self, drawn: list[tuple[str, dict[str, Any]]]) -> None:
+        self.drawn = drawn
+
+    def __getattr__(self, name: str) -> Any:
+        def draw(*given: Any, **named: Any) -> Paper:
+            self.drawn.append((given[0] if given else name, named))
+            return Paper(self.drawn)
+
+        return draw
+
+
 def models() -> dict[str, Any]:
     """The list of models came with the connection."""
     turn(lambda: session().models)
     panel, found = part("models_panel"), session().models
     panohead = next(model for model in found if model.name == "panohead")
+    drawn: list[tuple[str, dict[str, Any]]] = []
+    panel.draw_model(Paper(drawn), panohead)
     copied = bpy.ops.portrait.copy_command(command=panohead.command)
     session().models = ()
     bpy.ops.portrait.models_refresh()
@@ -188,6 +204,7 @@ def models() -> dict[str, Any]:
     return {
         "names": [model.name for model in found], "lines": list(panel.facts(panohead)), "state": panel.state_text(panohead),
         "command": panohead.command, "copied": sorted(copied), "again": session().models == found,
+        "drawn": " ".join(named.get("text", "") for _, named in drawn), "buttons": [what for what, _ in drawn if "." in what],
     }  # fmt: skip
 
 
