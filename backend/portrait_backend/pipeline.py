@@ -104,6 +104,7 @@ def generate(
     job = _Job(settings, context, None if checkpoints is None else Checkpoints(Path(checkpoints)), source, sources)
     kept = None if geometry is None else Checkpoints(Path(geometry))
     with devices.reproducible(), _readable_memory_errors():
+        job.weights(runs_prior=geometry is None)  # what is missing is said before anything is computed
         if output is None:
             return job.run(Path(photo), None, kept)
         from portrait_backend.outputs import check_outputs
@@ -136,7 +137,8 @@ class _Job:
             self.write(folder, head, mesh, identity)
             self.write_cameras(folder, photo, portrait)
         seconds = round(time.perf_counter() - clock, 2)
-        record = {**identity, "started": started.isoformat(timespec="seconds"), "seconds": seconds, **self.circumstances(portrait)}
+        circumstances = self.circumstances(portrait, head)
+        record = {**identity, "started": started.isoformat(timespec="seconds"), "seconds": seconds, **circumstances}
         if folder is not None:
             record = write_record(folder, record)
         return Result(portrait, head, mesh, record, None)
@@ -260,14 +262,17 @@ class _Job:
             "source": self.source or photo.name,
             "seed": self.settings.seed,
             "device": devices.describe_device(self.context.device),
-            "weights": self.weights(),
+            "weights": self.weights(runs_prior=geometry is None),
             "versions": versions(),
             "geometry": None if geometry is None else {stage: geometry.sums(stage) for stage in ("portrait", *stages.SHAPING, "mesh")},
         }
 
-    def weights(self) -> dict[str, str]:
-        """Return {name: sha256} of the shipped weights."""
-        return {weight.name: weight.sha256 for weight in starter_weights()}
+    def weights(self, runs_prior: bool) -> dict[str, str]:
+        """Return {name: sha256} of the shipped weights, and of what the prior reads besides, where it runs."""
+        from portrait_backend.prior import prior_inputs
+
+        shipped = {weight.name: weight.sha256 for weight in starter_weights()}
+        return shipped | (prior_inputs(self.settings.prior) if runs_prior else {})
 
     def identity(self, portrait: Portrait, geometry: Checkpoints | None) -> dict[str, Any]:
         """Return what decides the result; the same for every run of the same job, so it may be written into the mesh file."""
@@ -277,17 +282,17 @@ class _Job:
             "photo": {"name": portrait.source, "sha256": portrait.sha256},
             "seed": self.settings.seed,
             "settings": to_dict(self.settings),
-            "weights": self.weights() | self.sources.record,
+            "weights": self.weights(runs_prior=geometry is None) | self.sources.record,
             **({"branches": self.sources.branches} if self.sources.branches else {}),
             **kept,
         }
 
-    def circumstances(self, portrait: Portrait) -> dict[str, Any]:
+    def circumstances(self, portrait: Portrait, head: Head) -> dict[str, Any]:
         """Return what differs from run to run or machine to machine."""
         return {
             "pose": {"yaw": round(portrait.yaw, 2), "pitch": round(portrait.pitch, 2), "roll": round(portrait.roll, 2)},
             "camera": photo_camera(portrait),
-            "warnings": [*portrait.warnings, *self.sources.warnings],
+            "warnings": [*portrait.warnings, *head.meta.get("warnings", []), *self.sources.warnings],
             "stages": self.timings,
             "device": devices.describe_device(self.context.device),
             "memory": {"mode": self.context.diffusion.memory, "precision": self.context.diffusion.precision},

@@ -79,6 +79,12 @@ def with_networks(settings: Settings) -> tuple[str, ...]:
     return tuple(s for s in settings.stages if s in DIFFUSED and (s != "refinement" or settings.refinement.method == "diffusion"))
 
 
+def check_client(settings: Settings) -> None:
+    """Raise PortraitDiffusionError ``setting-invalid`` for what a server's client may not ask: to read a folder of the server's machine."""
+    if settings.prior.views or settings.prior.provider == "multiview":
+        raise invalid("prior.views", settings.prior.views, "is for the command line: no client chooses a folder of the backend's machine")
+
+
 def plan(settings: Settings, keeps_geometry: bool) -> list[str]:
     """Return the names of all stages that a job reports, in order."""
     made = ["texture"] if keeps_geometry else ["mesh"]

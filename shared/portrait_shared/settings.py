@@ -17,6 +17,7 @@ from portrait_shared.errors import PortraitDiffusionError
 Preset = Literal["draft", "standard", "fine", "full"]
 Device = Literal["auto", "cpu", "cuda"]
 Stage = Literal["prior", "restoration", "refinement"]
+Provider = Literal["starter", "panohead", "portrait4d", "multiview"]
 
 T = TypeVar("T")
 
@@ -47,11 +48,21 @@ def from_preset(group: type[T]) -> T:
 class PriorSettings:
     """Stage 1: the first full head."""
 
-    provider: Literal["starter"] = setting("starter", "Prior", "Which network makes the first head.", flag="prior")
+    provider: Provider = setting("starter", "Prior", "Who makes the first head; all but starter and multiview need weights.", flag="prior")
     fit_steps: int = setting(
-        40, "Fit steps", "Optimisation steps that fit the head to the photo; 0 keeps the network's answer.", min=0, max=1000, step=10
+        40, "Fit steps", "starter: steps that fit the head to the photo; 0 keeps the network's answer.", min=0, max=1000, step=10
     )
-    fit_shape: bool = setting(True, "Fit shape", "Let the fit change the shape as well as the colours.")
+    fit_shape: bool = setting(True, "Fit shape", "starter: let the fit change the shape as well as the colours.")
+    latent: Literal["w", "w+"] = setting("w", "Latent", "panohead: one latent for all layers, or one per layer (closer, less of a head).")
+    inversion_steps: int = setting(200, "Inversion steps", "panohead: steps that find the photo's latent.", min=0, max=5000, step=50)
+    tuning_steps: int = setting(
+        100, "Tuning steps", "panohead: steps that then tune the generator to the photo; 0 keeps it.", min=0, max=5000, step=50
+    )
+    compare_size: int = setting(
+        128, "Compared size", "panohead: width and height at which head and photo are compared.", min=32, max=512, step=32, unit="px"
+    )
+    views: str = setting("", "Posed images", "multiview: folder with cameras.json or turnaround.json and the pictures.", flag="views")
+    view_steps: int = setting(500, "Multi-view steps", "multiview: steps that fit the head to the pictures.", min=1, max=20000, step=100)
 
 
 @dataclass(frozen=True)
@@ -225,7 +236,7 @@ class Settings:
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "draft": {
-        "prior": {"fit_steps": 20},
+        "prior": {"fit_steps": 20, "inversion_steps": 80, "tuning_steps": 40, "compare_size": 96, "view_steps": 200},
         "restoration": {"steps": 12},
         "refinement": {"iterations": 1, "steps": 4, "between_views": 0, "settle_steps": 30},
         "mesh": {"resolution": 160, "faces": 30000},
@@ -233,14 +244,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "standard": {},
     "fine": {
-        "prior": {"fit_steps": 120},
+        "prior": {"fit_steps": 120, "inversion_steps": 500, "tuning_steps": 500, "compare_size": 256, "view_steps": 3000},
         "restoration": {"steps": 80},
         "refinement": {"iterations": 12, "steps": 12, "between_views": 4, "settle_steps": 160},
         "mesh": {"resolution": 320, "faces": 150000, "texture_size": 2048},
         "output": {"turntable_frames": 72, "turntable_size": 384},
     },
     "full": {
-        "prior": {"fit_steps": 120},
+        "prior": {"fit_steps": 120, "inversion_steps": 500, "tuning_steps": 500, "compare_size": 256, "view_steps": 3000},
         "restoration": {
             "steps": 2000,
             "guidance": "interval",

@@ -77,6 +77,16 @@ def test_bad_input_gets_one_clear_line(story: dict[str, Any]) -> None:
     assert seen["jobs"] == 0, "nothing was queued"
 
 
+def test_the_panel_has_the_facts_of_models_list(story: dict[str, Any]) -> None:
+    seen = chapter(story, "models")
+    assert {"sd15", "panohead", "portrait4d"} <= set(seen["names"]) and seen["state"] == "not installed"
+    assert any("not allowed" in line for line in seen["lines"]) and any("EG3D licence" in line for line in seen["lines"])
+    assert seen["command"] == "portrait-diffusion models download panohead --from DIR" and seen["copied"] == ["FINISHED"]
+    assert seen["again"], "Refresh brings the same list"
+    assert "panohead: not installed" in seen["drawn"] and "Commercial use: not allowed" in seen["drawn"]
+    assert seen["buttons"] == ["wm.url_open", "portrait.copy_command"]
+
+
 def test_generate_returns_at_once_and_the_head_arrives(story: dict[str, Any]) -> None:
     seen = chapter(story, "first_head")
     assert seen["pressed"]["result"] == ["FINISHED"] and seen["pressed"]["own"] < MAIN_THREAD_SECONDS

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from portrait_backend.cli.console import Debug
 from portrait_backend.cli.train_options import Rates, check_data, training, training_parts
+from portrait_shared.errors import PortraitDiffusionError
 
 if TYPE_CHECKING:
     from portrait_backend.diffusion.sources import Sources
@@ -29,8 +30,14 @@ DenoiserOption = Annotated[str, typer.Option("--denoiser", metavar="FILE", help=
 
 @app.command("dataset")
 def dataset(
-    pack: Annotated[Path, typer.Option("--pack", metavar="DIR", help="Folder of the head pack.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the data set.", show_default=False)],
+    pack: Annotated[Path | None, typer.Option("--pack", metavar="DIR", help="Folder of the head pack.", show_default=False)] = None,
+    prior: Annotated[
+        Literal["panohead", "portrait4d"] | None,
+        typer.Option("--prior", help="Render this prior's heads instead of a pack's: random ones, or (portrait4d) those of --photos."),
+    ] = None,
+    photos: Annotated[Path | None, typer.Option("--photos", metavar="DIR", help="Photos for --prior portrait4d, one head each.")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where a prior's heads are computed.")] = "auto",
     first: Annotated[int, typer.Option("--first", min=0, help="Number of the first identity.")] = 0,
     count: Annotated[int, typer.Option("--count", min=1, help="How many identities.")] = 640,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Identity k depends on (seed, k) only.")] = 0,
@@ -39,11 +46,25 @@ def dataset(
     debug: Debug = False,
 ) -> None:
     """Render a multi-view set of synthetic heads; identities that are there already are skipped."""
+    if (pack is None) == (prior is None):
+        raise PortraitDiffusionError("usage", "the heads come from one source", "Use either --pack DIR or --prior panohead|portrait4d")
+    faceless = 0
     with training_parts():
-        from portrait_backend.training.synthetic import render_dataset
+        if pack is not None:
+            from portrait_backend.training.synthetic import render_dataset
 
-        made = render_dataset(pack, out, first, count, seed, resolution, evaluation)
-    typer.echo(f"{out}: {made} identities rendered, {count - made} were there already")
+            made = render_dataset(pack, out, first, count, seed, resolution, evaluation)
+        else:
+            from portrait_backend.devices import choose_device
+            from portrait_backend.portrait.mediapipe_tools import MediaPipeFaces
+            from portrait_backend.training.prior_dataset import head_source, render_prior_dataset
+
+            assert prior is not None
+            heads = head_source(prior, seed, photos, choose_device(device))
+            with MediaPipeFaces() as detector:
+                made, faceless = render_prior_dataset(heads, out, first, count, seed, resolution, detector, evaluation)
+    without = f", {faceless} had no face and were left out" if faceless else ""
+    typer.echo(f"{out}: {made} identities rendered, {count - made - faceless} were there already{without}")
 
 
 @app.command("prior")
