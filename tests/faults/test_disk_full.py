@@ -1,5 +1,4 @@
-"""A disk that fills up, at every point where something is written, and one that can't be written: said in one line, nothing half-written, and what was
-there stays."""
+"""A full disk, at every point where something is written: said in one line, nothing half-written, what was there stays."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ import portrait_backend
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import MeshSettings, OutputSettings, Settings
 from tests.cli import fake_parts
-from tests.faults.tmpfs import MountRefused, fill, read_only, tmpfs
+from tests.faults.tmpfs import MountRefused, fill, tmpfs
 
 KILOBYTES = 32 * 1024
 PAGE = 4096
