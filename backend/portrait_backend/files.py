@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,21 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(target.parent)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Tell whether an error, or what it was raised from, says that a file system or a quota is full.
+
+    Libraries that write by themselves (safetensors) have errors of their own, with the system's number in the text.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(f"(os error {number})" in str(seen) for number in (errno.ENOSPC, errno.EDQUOT)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def sync_folder(folder: Path) -> None:

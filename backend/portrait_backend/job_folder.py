@@ -6,7 +6,6 @@ earlier job under that name is replaced; a folder with anything else in it is ne
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import secrets
@@ -16,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from portrait_backend.files import sync_folder
+from portrait_backend.files import is_disk_full, sync_folder
 from portrait_shared.errors import PortraitDiffusionError
 
 RECORD = "job.json"
@@ -47,8 +46,8 @@ def job_folder(target: Path) -> Iterator[Path]:
         yield work
         _sync(work)
         _move_into_place(work, target)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not isinstance(error, PortraitDiffusionError) and is_disk_full(error):
             raise PortraitDiffusionError(
                 "disk-full", f"no space left for {target}", "Free some space or choose another folder with -o", retryable=True
             ) from error

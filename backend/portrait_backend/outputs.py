@@ -135,5 +135,5 @@ def _write_mp4(frames: list[NDArray[np.uint8]], path: Path) -> None:
     writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=len(frames) / TURNTABLE_SECONDS, macro_block_size=2, quality=8)
     writer.send(None)
     for frame in frames:
-        writer.send(frame)
+        writer.send(np.ascontiguousarray(frame))
     writer.close()

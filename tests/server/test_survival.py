@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from portrait_shared import protocol as p
 from portrait_shared.client import Client
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import Settings
+from tests.faults.kills import storm
 from tests.server.fake_engine import STAGES, expected, photo, runs
 from tests.server.harness import Server, alive, integrity, states, wait_for
 
@@ -255,49 +254,6 @@ def test_a_signal_ends_it_cleanly(server: Server, number: signal.Signals) -> Non
 @pytest.mark.slow
 def test_200_submissions_and_20_kills(tmp_path: Path) -> None:
     """None is lost, none is there twice, every result is right, and the store is sound after every kill of the server."""
-    rng = random.Random(20)
-    kills = dict.fromkeys(rng.sample(range(200), 20), "")
-    for number, when in enumerate(sorted(kills)):
-        kills[when] = "server" if number % 2 else "worker"
-    sent: dict[str, bytes] = {}
-    kills_done: list[Future[None]] = []
-
-    def kill(server: Server, what: str, delay: float) -> None:
-        time.sleep(delay)
-        if what == "worker":
-            wait_for(lambda: any(alive(pid) for pid in server.workers[-1:]), "a worker")
-            server.kill_worker()
-        else:
-            server.kill()
-            assert integrity(server.data) == "ok"
-            server.start()
-
-    with Server(tmp_path / "data").start() as server, ThreadPoolExecutor(1) as killer:
-        client = server.client()
-        for number in range(200):
-            if number in kills:  # in the middle of the submissions that follow
-                kills_done.append(killer.submit(kill, server, kills[number], rng.uniform(0, 0.3)))
-            data = photo(number=number, steps=3, pause=0.005)
-            sent[client.submit(data, DRAFT, name=str(number)).id] = data
-            time.sleep(0.02)
-        assert [done.result() for done in kills_done] == [None] * 20
-        died = 0
-        for job, data in sent.items():
-            info = server.wait(client, job, 120)
-            while info.state == "failed":
-                assert info.error is not None and info.error.code == "worker-died", info.error
-                died += 1
-                client.resume(job)
-                info = server.wait(client, job, 120)
-            assert info.state == "completed"
-            assert (server.folder(job) / "result/head.glb").read_bytes() == expected(data)
-            ran = runs(server.folder(job))
-            assert [stage for index, stage in enumerate(ran) if stage not in ran[:index]] == list(STAGES)
-        jobs = client.jobs()
-        assert len(jobs) == len(sent) == 200 and {job.id for job in jobs} == set(sent)
-        assert sorted(int(job.name) for job in jobs) == list(range(200))
-        repeated = sum(len(runs(server.folder(job))) - len(STAGES) for job in sent)
-        print(f"{died} jobs failed with their worker and were resumed, {repeated} stages were computed again")
-        assert died <= 10 and 1 <= repeated <= 20, "a kill costs at most the stage that was running"
-        client.close()
-    assert integrity(server.data) == "ok"
+    result = storm(tmp_path / "data", jobs=200, kills=20)
+    print(result)
+    assert result.died <= 10 and 1 <= result.repeated <= 20, "a kill costs at most the stage that was running"
