@@ -162,7 +162,12 @@ def test_help_names_ranges_defaults_and_presets(capsys: pytest.CaptureFixture[st
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["generate", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for expected in ("48 to 512, default 224; draft 160; fine 320; full 320", "--texture-size", "draft|standard|full", "--no-prior-fit-shape"):
+    for expected in (
+        "48 to 512, default 224; draft 160; fine 320; full 320",
+        "--texture-size",
+        "draft|standard|fine|full",
+        "--no-prior-fit-shape",
+    ):
         assert expected in text
 
 

@@ -140,9 +140,7 @@ def test_a_cut_file_is_named(models: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_all_stages_make_a_mesh_and_the_record_says_what_of(
-    photo: Path, models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_all_stages_make_a_mesh_and_the_record_says_what_of(photo: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENVIRONMENT, str(models))
     torch.set_num_threads(1)
     result = portrait_backend.generate(photo, SETTINGS, output=photo.parent / "out", checkpoints=photo.parent / "stages")
@@ -150,7 +148,7 @@ def test_all_stages_make_a_mesh_and_the_record_says_what_of(
     assert (photo.parent / "out/head.glb").stat().st_size > 10000 and len(result.mesh.faces) > 500
     assert [s["stage"] for s in record["stages"]] == ["portrait", "prior", "restoration", "refinement", "mesh", "views"]
     assert record["branches"] == "brushnet, untrained" and {"sd15", "sd15-normal", "brushnet"} <= set(record["weights"])
-    assert any("BrushNet" in warning for warning in record["warnings"]) and "BrushNet" in caplog.text
+    assert any("BrushNet" in warning for warning in record["warnings"])
     assert record["memory"] == {"mode": "resident", "precision": "fp32"}
     plain = ellipsoid_head(depth=1, size=48)
     assert not torch.equal(plain.geometry.planes, result.head.geometry.planes), "stage 2 has moved the shape"
