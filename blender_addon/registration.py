@@ -4,6 +4,7 @@ import bpy
 
 from . import (
     history_panel,
+    models_panel,
     operators_backend,
     operators_history,
     operators_job,
@@ -15,7 +16,17 @@ from . import (
 )
 from .session import Session
 
-MODULES = (preferences, properties, operators_backend, operators_settings, operators_job, operators_history, panel, history_panel)
+MODULES = (
+    preferences,
+    properties,
+    operators_backend,
+    operators_settings,
+    operators_job,
+    operators_history,
+    panel,
+    history_panel,
+    models_panel,
+)
 """Each has CLASSES; properties come before the panels that draw them."""
 FIRST_POLL = 0.2
 

@@ -15,7 +15,7 @@ from typing import Any
 import bpy
 
 from portrait_shared.errors import PortraitDiffusionError
-from portrait_shared.protocol import new_id
+from portrait_shared.protocol import ModelInfo, new_id
 
 from . import preferences
 from .core import head_data, jobs
@@ -46,6 +46,7 @@ class Session:
         self.jobs = Jobs(self.folders.jobs)
         self.pictures = Pictures()
         self.notice = ""
+        self.models: tuple[ModelInfo, ...] = ()
         self.history_page = 0
         self._waiting: list[tuple[str, Any]] = []
         self._status_at = 0.0
@@ -131,7 +132,7 @@ class Session:
     def _shown(self) -> object:
         backend = self.backend
         log = backend.log.tail(1) if backend.state.name == "INSTALLING" else ()
-        head = (backend.state, backend.message, backend.installer.step, tuple(log), backend.info, self.notice)
+        head = (backend.state, backend.message, backend.installer.step, tuple(log), backend.info, self.notice, self.models)
         follow = self.jobs.current
         second = int(time.monotonic()) if follow is not None and follow.active and follow.eta is not None else 0
         return head, second, tuple((j.id, j.state, j.stage, j.step, j.here, j.fetching, j.head is None) for j in self.jobs)
@@ -222,6 +223,10 @@ class Session:
             self._status_at = now
             self.link.ask("status", lambda client: client.status())
 
+    def ask_models(self) -> None:
+        """Ask the backend which models there are."""
+        self.link.ask("models", lambda client: client.catalogue())
+
     @staticmethod
     def _fetch(client: Any, job: Job) -> head_data.HeadData:
         info = client.job(job.id)
@@ -252,6 +257,7 @@ class Session:
             if isinstance(event, Connected) and self.backend.connected:
                 self._status_at = now
                 self.link.ask("list", lambda client: client.jobs())
+                self.ask_models()
         elif isinstance(event, Done):
             self._done(event, now)
         else:
@@ -277,13 +283,15 @@ class Session:
                     self.jobs.add(job)
         elif event.name == "status" and self.backend.connected:
             self.backend.info = event.value
+        elif event.name == "models":
+            self.models = event.value
         elif event.name in ("fetch", "read") and (job := self.jobs.get(event.about)) is not None:
             job.fetching, job.here, job.head = False, True, event.value
 
     def _failed(self, event: Failed) -> None:
         job = self.jobs.get(event.about)
         if job is None:
-            if event.name not in ("shutdown", "status"):
+            if event.name not in ("shutdown", "status", "models"):
                 self.notice = str(event.error)
             return
         if event.name == "submit" and event.error.code in ("backend-lost", "backend-unreachable"):

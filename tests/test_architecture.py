@@ -16,9 +16,9 @@ LEVELS = [
     {"__init__", "context", "files"},
     {"models"},
     {"radiance"},
-    {"geometry", "diffusion", "portrait"},
+    {"geometry", "diffusion", "portrait", "camera_file"},
     {"prior", "restoration", "refinement", "mesh"},
-    {"pipeline", "stages", "checkpoints", "outputs", "rendering", "camera_file", "job_folder", "devices", "doctor", "processes", "batch"},
+    {"pipeline", "stages", "checkpoints", "outputs", "rendering", "job_folder", "devices", "doctor", "processes", "batch"},
     {"server"},
     {"cli"},
     {"__main__"},
@@ -34,7 +34,10 @@ def imports(source: str, package: str) -> Iterator[tuple[str, bool]]:
     """Yield (module, lazy) for every import; `if TYPE_CHECKING` counts too: a type is a dependency."""
     tree = ast.parse(source)
     lazy = {
-        node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) for node in ast.walk(function)
+        node
+        for block in ast.walk(tree)
+        if isinstance(block, ast.FunctionDef | ast.AsyncFunctionDef) or _for_types(block)
+        for node in ast.walk(block)
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -50,6 +53,11 @@ def imports(source: str, package: str) -> Iterator[tuple[str, bool]]:
                     yield f"{base}.{alias.name}", node in lazy
             else:
                 yield base, node in lazy
+
+
+def _for_types(node: ast.AST) -> bool:
+    """`if TYPE_CHECKING:` imports nothing when the program runs."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def part_of(module: str) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from portrait_shared.settings import DiffusionSettings
+
 
 class Cancelled(Exception):
     """Raised by `Context.report` when the user cancelled the job."""
@@ -29,6 +31,7 @@ class Context:
     """Device, dtype, seeded generator, progress callback and cancel flag of a running job; whether anybody looks at previews now.
 
     state: a file in which a long stage may keep what it needs to go on after an interruption; None where nothing is kept.
+    diffusion: which networks stages 2 and 3 use, and how they fit into the device's memory.
     """
 
     device: torch.device
@@ -39,6 +42,7 @@ class Context:
     stage: str = ""
     shows_previews: Callable[[], bool] | None = None
     state: Path | None = None
+    diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
 
     def for_stage(self, stage: str) -> Context:
         """Return the same context reporting under the name `stage`."""

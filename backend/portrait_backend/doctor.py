@@ -9,11 +9,14 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from portrait_backend import __version__
 from portrait_backend.models.inventory import starter_weights
 from portrait_backend.processes import cores
+
+if TYPE_CHECKING:
+    import torch
 
 REQUIRED = {
     "torch": "torch", "numpy": "numpy", "scipy": "scipy", "pillow": "PIL", "safetensors": "safetensors", "mediapipe": "mediapipe",
@@ -102,5 +105,17 @@ def _devices() -> list[dict[str, Any]]:
 
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
-            found.append({"device": f"cuda:{index}", "name": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)})
+            facts = {"device": f"cuda:{index}", "name": properties.name, "memory_gb": round(properties.total_memory / 1e9, 1)}
+            found.append(facts | {"full_scale": full_scale(torch.device("cuda", index))})
     return found
+
+
+def full_scale(device: torch.device) -> dict[str, Any] | None:
+    """Return the memory mode that suits a GPU's free memory at full scale, and what each needs (10^9 bytes); None on the CPU."""
+    from portrait_backend.diffusion import memory
+
+    free = memory.free_memory_gb(device)
+    if free is None:
+        return None
+    needed = {mode: memory.needed_gb(mode, "bf16") for mode in memory.MODES}
+    return {"free_gb": round(free, 1), "memory": memory.recommended(free), "needed_gb": needed}

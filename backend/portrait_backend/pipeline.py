@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import logging
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,8 @@ import torch
 from portrait_backend import __version__, devices, stages
 from portrait_backend.checkpoints import Checkpoint, Checkpoints, Made
 from portrait_backend.context import Context, Progress
+from portrait_backend.diffusion.memory import resolved
+from portrait_backend.diffusion.sources import Sources, find_sources
 from portrait_backend.job_folder import job_folder, write_record
 from portrait_backend.models.inventory import starter_weights
 from portrait_backend.radiance.cameras import METRES_PER_UNIT, Camera
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from portrait_backend.portrait.types import Portrait
     from portrait_backend.radiance.head import Head
 
+log = logging.getLogger(__name__)
 PREVIEW_SIZE, PREVIEW_AZIMUTH = 320, 20
 """The picture of the head that is shown while its mesh is made: pixels and degrees."""
 CPU_ALLOCATOR = "DefaultCPUAllocator"
@@ -85,10 +89,22 @@ def generate(
     settings = validate(settings or Settings())
     stages.check(settings)
     place = devices.choose_device(device if settings.device == "auto" else settings.device)
-    context = Context(place, torch.float32, torch.Generator(place), on_progress, cancelled, shows_previews=shows_previews)
-    job = _Job(settings, context, None if checkpoints is None else Checkpoints(Path(checkpoints)), source)
+    sources = find_sources(settings.diffusion, stages.with_networks(settings))
+    context = Context(
+        place,
+        torch.float32,
+        torch.Generator(place),
+        on_progress,
+        cancelled,
+        shows_previews=shows_previews,
+        diffusion=resolved(settings.diffusion, place),
+    )
+    for warning in sources.warnings:
+        log.warning("%s", warning)
+    job = _Job(settings, context, None if checkpoints is None else Checkpoints(Path(checkpoints)), source, sources)
     kept = None if geometry is None else Checkpoints(Path(geometry))
     with devices.reproducible(), _readable_memory_errors():
+        job.weights(runs_prior=geometry is None)  # what is missing is said before anything is computed
         if output is None:
             return job.run(Path(photo), None, kept)
         from portrait_backend.outputs import check_outputs
@@ -105,6 +121,7 @@ class _Job:
     context: Context
     checkpoints: Checkpoints | None = None
     source: str | None = None
+    sources: Sources = field(default_factory=Sources)
     timings: list[dict[str, Any]] = field(default_factory=list)
     inputs: dict[str, Any] = field(default_factory=dict)
     views: tuple[ProjectedView, ...] = ()
@@ -120,7 +137,8 @@ class _Job:
             self.write(folder, head, mesh, identity)
             self.write_cameras(folder, photo, portrait)
         seconds = round(time.perf_counter() - clock, 2)
-        record = {**identity, "started": started.isoformat(timespec="seconds"), "seconds": seconds, **self.circumstances(portrait)}
+        circumstances = self.circumstances(portrait, head)
+        record = {**identity, "started": started.isoformat(timespec="seconds"), "seconds": seconds, **circumstances}
         if folder is not None:
             record = write_record(folder, record)
         return Result(portrait, head, mesh, record, None)
@@ -182,6 +200,8 @@ class _Job:
             with self.stage(name) as context:
                 return make(context)
         self.inputs = {"before": digest(self.inputs), "stage": name, "settings": None if settings is None else to_dict(settings)}
+        if name in stages.DIFFUSED:
+            self.inputs |= {"diffusion": to_dict(self.context.diffusion), "sources": self.sources.record}
         found = self.checkpoints.find(name, self.inputs)
         if found is None:
             with self.stage(name) as context:
@@ -242,14 +262,17 @@ class _Job:
             "source": self.source or photo.name,
             "seed": self.settings.seed,
             "device": devices.describe_device(self.context.device),
-            "weights": self.weights(),
+            "weights": self.weights(runs_prior=geometry is None),
             "versions": versions(),
             "geometry": None if geometry is None else {stage: geometry.sums(stage) for stage in ("portrait", *stages.SHAPING, "mesh")},
         }
 
-    def weights(self) -> dict[str, str]:
-        """Return {name: sha256} of the weights."""
-        return {weight.name: weight.sha256 for weight in starter_weights()}
+    def weights(self, runs_prior: bool) -> dict[str, str]:
+        """Return {name: sha256} of the shipped weights, and of what the prior reads besides, where it runs."""
+        from portrait_backend.prior import prior_inputs
+
+        shipped = {weight.name: weight.sha256 for weight in starter_weights()}
+        return shipped | (prior_inputs(self.settings.prior) if runs_prior else {})
 
     def identity(self, portrait: Portrait, geometry: Checkpoints | None) -> dict[str, Any]:
         """Return what decides the result; the same for every run of the same job, so it may be written into the mesh file."""
@@ -259,18 +282,20 @@ class _Job:
             "photo": {"name": portrait.source, "sha256": portrait.sha256},
             "seed": self.settings.seed,
             "settings": to_dict(self.settings),
-            "weights": self.weights(),
+            "weights": self.weights(runs_prior=geometry is None) | self.sources.record,
+            **({"branches": self.sources.branches} if self.sources.branches else {}),
             **kept,
         }
 
-    def circumstances(self, portrait: Portrait) -> dict[str, Any]:
+    def circumstances(self, portrait: Portrait, head: Head) -> dict[str, Any]:
         """Return what differs from run to run or machine to machine."""
         return {
             "pose": {"yaw": round(portrait.yaw, 2), "pitch": round(portrait.pitch, 2), "roll": round(portrait.roll, 2)},
             "camera": photo_camera(portrait),
-            "warnings": list(portrait.warnings),
+            "warnings": [*portrait.warnings, *head.meta.get("warnings", []), *self.sources.warnings],
             "stages": self.timings,
             "device": devices.describe_device(self.context.device),
+            "memory": {"mode": self.context.diffusion.memory, "precision": self.context.diffusion.precision},
             "versions": versions(),
         }
 

@@ -53,6 +53,8 @@ RUNNERS: dict[str, Runner] = {
     "refinement": _refinement,
 }
 """The stages of this version, in the order in which they run. The settings of a stage are the group of its name."""
+DIFFUSED = ("restoration", "refinement")
+"""The stages that `Settings.diffusion` decides too."""
 REFINED_PRIORITY = 10
 """The refined views lie under the photo (`mesh.views.PHOTO_PRIORITY`) and over the field's own colour."""
 SHAPING = ("prior", "restoration")
@@ -70,6 +72,17 @@ def check(settings: Settings) -> None:
             )
     if settings.stages[0] != "prior" or list(settings.stages) != [stage for stage in RUNNERS if stage in settings.stages]:
         raise invalid("stages", ",".join(settings.stages), f"must start with prior and keep the order {','.join(RUNNERS)}")
+
+
+def with_networks(settings: Settings) -> tuple[str, ...]:
+    """Return the stages that load the networks of `Settings.diffusion`."""
+    return tuple(s for s in settings.stages if s in DIFFUSED and (s != "refinement" or settings.refinement.method == "diffusion"))
+
+
+def check_client(settings: Settings) -> None:
+    """Raise PortraitDiffusionError ``setting-invalid`` for what a server's client may not ask: to read a folder of the server's machine."""
+    if settings.prior.views or settings.prior.provider == "multiview":
+        raise invalid("prior.views", settings.prior.views, "is for the command line: no client chooses a folder of the backend's machine")
 
 
 def plan(settings: Settings, keeps_geometry: bool) -> list[str]:

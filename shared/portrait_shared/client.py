@@ -134,6 +134,10 @@ class Client:
         """Return the weights that the backend has."""
         return self._request(p.ModelsList(), p.ModelsReply).weights
 
+    def catalogue(self) -> tuple[p.ModelInfo, ...]:
+        """Return the models that can be had, and which of them are there."""
+        return self._request(p.ModelsList(), p.ModelsReply).models
+
     def shutdown(self) -> None:
         """Ask the backend to leave (with the local key only)."""
         self._request(p.ServerShutdown(), p.Done)

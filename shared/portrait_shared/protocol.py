@@ -106,6 +106,28 @@ class WeightInfo:
 
 
 @dataclass(frozen=True)
+class ModelInfo:
+    """A model that can be had besides the shipped weights, with the facts that `models list` prints.
+
+    state: absent, incomplete, installed or damaged; converted: whether it is ready where it has to be converted first; commercial_use:
+    allowed, not allowed or unclear; command: what the owner of the backend runs to get it, "" where it is ready.
+    """
+
+    name: str
+    title: str
+    purpose: str
+    state: str
+    size_text: str
+    page: str
+    licence: str
+    licence_page: str
+    commercial_use: str
+    note: str = ""
+    converted: bool = False
+    command: str = ""
+
+
+@dataclass(frozen=True)
 class ServerInfo:
     """What a backend is and has; device is "starting" and device_name "" until its worker has looked."""
 
@@ -278,9 +300,10 @@ class ModelsList(Message):
 
 @dataclass(frozen=True)
 class ModelsReply(Message):
-    """The weights that the backend has."""
+    """The weights that the backend has, and the models that can be had (none from an older backend)."""
 
     weights: tuple[WeightInfo, ...]
+    models: tuple[ModelInfo, ...] = ()
 
 
 @dataclass(frozen=True)

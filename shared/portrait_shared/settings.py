@@ -14,9 +14,10 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 from portrait_shared.errors import PortraitDiffusionError
 
-Preset = Literal["draft", "standard", "full"]
+Preset = Literal["draft", "standard", "fine", "full"]
 Device = Literal["auto", "cpu", "cuda"]
 Stage = Literal["prior", "restoration", "refinement"]
+Provider = Literal["starter", "panohead", "portrait4d", "multiview"]
 
 T = TypeVar("T")
 
@@ -47,11 +48,21 @@ def from_preset(group: type[T]) -> T:
 class PriorSettings:
     """Stage 1: the first full head."""
 
-    provider: Literal["starter"] = setting("starter", "Prior", "Which network makes the first head.", flag="prior")
+    provider: Provider = setting("starter", "Prior", "Who makes the first head; all but starter and multiview need weights.", flag="prior")
     fit_steps: int = setting(
-        40, "Fit steps", "Optimisation steps that fit the head to the photo; 0 keeps the network's answer.", min=0, max=1000, step=10
+        40, "Fit steps", "starter: steps that fit the head to the photo; 0 keeps the network's answer.", min=0, max=1000, step=10
     )
-    fit_shape: bool = setting(True, "Fit shape", "Let the fit change the shape as well as the colours.")
+    fit_shape: bool = setting(True, "Fit shape", "starter: let the fit change the shape as well as the colours.")
+    latent: Literal["w", "w+"] = setting("w", "Latent", "panohead: one latent for all layers, or one per layer (closer, less of a head).")
+    inversion_steps: int = setting(200, "Inversion steps", "panohead: steps that find the photo's latent.", min=0, max=5000, step=50)
+    tuning_steps: int = setting(
+        100, "Tuning steps", "panohead: steps that then tune the generator to the photo; 0 keeps it.", min=0, max=5000, step=50
+    )
+    compare_size: int = setting(
+        128, "Compared size", "panohead: width and height at which head and photo are compared.", min=32, max=512, step=32, unit="px"
+    )
+    views: str = setting("", "Posed images", "multiview: folder with cameras.json or turnaround.json and the pictures.", flag="views")
+    view_steps: int = setting(500, "Multi-view steps", "multiview: steps that fit the head to the pictures.", min=1, max=20000, step=100)
 
 
 @dataclass(frozen=True)
@@ -148,6 +159,24 @@ class RefinementSettings:
 
 
 @dataclass(frozen=True)
+class DiffusionSettings:
+    """The networks of stages 2 and 3, and how they fit into the device's memory."""
+
+    weights: Literal["starter", "sd15"] = setting(
+        "starter", "Weights", "starter: the shipped networks; sd15: Stable Diffusion 1.5 and BrushNet, downloaded first.", flag="weights"
+    )
+    memory: Literal["auto", "resident", "sequential", "streamed"] = setting(
+        "auto",
+        "Memory mode",
+        "resident: all networks stay on the device; sequential: one at a time; streamed: layer by layer; auto: the first that fits.",
+        flag="memory",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto", "Precision", "Of the networks; auto: half on a GPU with downloaded weights, else single.", flag="precision"
+    )
+
+
+@dataclass(frozen=True)
 class MeshSettings:
     """Surface extraction and texture."""
 
@@ -194,6 +223,7 @@ class Settings:
     prior: PriorSettings = from_preset(PriorSettings)
     restoration: RestorationSettings = from_preset(RestorationSettings)
     refinement: RefinementSettings = from_preset(RefinementSettings)
+    diffusion: DiffusionSettings = from_preset(DiffusionSettings)
     mesh: MeshSettings = from_preset(MeshSettings)
     output: OutputSettings = from_preset(OutputSettings)
 
@@ -206,17 +236,41 @@ class Settings:
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "draft": {
-        "prior": {"fit_steps": 20},
+        "prior": {"fit_steps": 20, "inversion_steps": 80, "tuning_steps": 40, "compare_size": 96, "view_steps": 200},
         "restoration": {"steps": 12},
         "refinement": {"iterations": 1, "steps": 4, "between_views": 0, "settle_steps": 30},
         "mesh": {"resolution": 160, "faces": 30000},
         "output": {"turntable_frames": 24, "turntable_size": 192},
     },
     "standard": {},
-    "full": {
-        "prior": {"fit_steps": 120},
+    "fine": {
+        "prior": {"fit_steps": 120, "inversion_steps": 500, "tuning_steps": 500, "compare_size": 256, "view_steps": 3000},
         "restoration": {"steps": 80},
         "refinement": {"iterations": 12, "steps": 12, "between_views": 4, "settle_steps": 160},
+        "mesh": {"resolution": 320, "faces": 150000, "texture_size": 2048},
+        "output": {"turntable_frames": 72, "turntable_size": 384},
+    },
+    "full": {
+        "prior": {"fit_steps": 120, "inversion_steps": 500, "tuning_steps": 500, "compare_size": 256, "view_steps": 3000},
+        "restoration": {
+            "steps": 2000,
+            "guidance": "interval",
+            "guidance_scale": 7.5,
+            "noise_start": 0.5,
+            "colour_weight": 1.0,
+            "render_size": 256,
+        },
+        "refinement": {
+            "image_size": 512,
+            "texture_views": 1024,
+            "iterations": 12,
+            "steps": 20,
+            "guidance": 7.5,
+            "between_views": 4,
+            "settle_steps": 160,
+            "tones": "denoiser",
+        },
+        "diffusion": {"weights": "sd15"},
         "mesh": {"resolution": 320, "faces": 150000, "texture_size": 2048},
         "output": {"turntable_frames": 72, "turntable_size": 384},
     },

@@ -176,6 +176,38 @@ def first_head() -> dict[str, Any]:
             "error": str(job.error), "objects": len(bpy.data.objects) - objects}  # fmt: skip
 
 
+class Paper:
+    """A layout that writes down what is drawn on it."""
+
+    def __init__(self, drawn: list[tuple[str, dict[str, Any]]]) -> None:
+        self.drawn = drawn
+
+    def __getattr__(self, name: str) -> Any:
+        def draw(*given: Any, **named: Any) -> Paper:
+            self.drawn.append((given[0] if given else name, named))
+            return Paper(self.drawn)
+
+        return draw
+
+
+def models() -> dict[str, Any]:
+    """The list of models came with the connection."""
+    turn(lambda: session().models)
+    panel, found = part("models_panel"), session().models
+    panohead = next(model for model in found if model.name == "panohead")
+    drawn: list[tuple[str, dict[str, Any]]] = []
+    panel.draw_model(Paper(drawn), panohead)
+    copied = bpy.ops.portrait.copy_command(command=panohead.command)
+    session().models = ()
+    bpy.ops.portrait.models_refresh()
+    turn(lambda: session().models)
+    return {
+        "names": [model.name for model in found], "lines": list(panel.facts(panohead)), "state": panel.state_text(panohead),
+        "command": panohead.command, "copied": sorted(copied), "again": session().models == found,
+        "drawn": " ".join(named.get("text", "") for _, named in drawn), "buttons": [what for what, _ in drawn if "." in what],
+    }  # fmt: skip
+
+
 def head_facts() -> dict[str, Any]:
     head = bpy.context.view_layer.objects.active
     material = head.data.materials[0]
@@ -438,8 +470,8 @@ def gone(pid: int) -> bool:
 
 
 CHAPTERS = (
-    install, declared, refusals, first_head, head_facts, over_the_photo, undo, large_import, from_script, cancel, kill_worker, kill_backend,
-    another_file, disable, history,
+    install, declared, refusals, first_head, models, head_facts, over_the_photo, undo, large_import, from_script, cancel, kill_worker,
+    kill_backend, another_file, disable, history,
 )  # fmt: skip
 
 

@@ -71,8 +71,20 @@ def test_every_setting_is_a_property(story: dict[str, Any]) -> None:
 def test_bad_input_gets_one_clear_line(story: dict[str, Any]) -> None:
     seen = chapter(story, "refusals")
     assert "there is no file" in seen["no file"] and "Check the path" in seen["no file"]
-    assert "draft, standard, full" in seen["preset"] and "mesh.faces = -1" in seen["range"] and "no photo is chosen" in seen["no photo"]
+    assert (
+        "draft, standard, fine, full" in seen["preset"] and "mesh.faces = -1" in seen["range"] and "no photo is chosen" in seen["no photo"]
+    )
     assert seen["jobs"] == 0, "nothing was queued"
+
+
+def test_the_panel_has_the_facts_of_models_list(story: dict[str, Any]) -> None:
+    seen = chapter(story, "models")
+    assert {"sd15", "panohead", "portrait4d"} <= set(seen["names"]) and seen["state"] == "not installed"
+    assert any("not allowed" in line for line in seen["lines"]) and any("EG3D licence" in line for line in seen["lines"])
+    assert seen["command"] == "portrait-diffusion models download panohead --from DIR" and seen["copied"] == ["FINISHED"]
+    assert seen["again"], "Refresh brings the same list"
+    assert "panohead: not installed" in seen["drawn"] and "Commercial use: not allowed" in seen["drawn"]
+    assert seen["buttons"] == ["wm.url_open", "portrait.copy_command"]
 
 
 def test_generate_returns_at_once_and_the_head_arrives(story: dict[str, Any]) -> None:

@@ -34,6 +34,7 @@ class BallHead:
     """A solid ball, red on the subject's left (+x) and blue on the right; rendered by ray-sphere intersection."""
 
     half_extent, surface_density = 0.5, 125.0
+    meta: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
     def __init__(self, noise: float = 0.0) -> None:
         self.noise = noise
@@ -161,6 +162,7 @@ def install(patch: pytest.MonkeyPatch) -> None:
     for name, attribute, value in (
         ("portrait_backend.portrait.align", "prepare_portrait", prepare_portrait),
         ("portrait_backend.prior", "create_prior", lambda provider: BallPrior()),
+        ("portrait_backend.prior", "prior_inputs", lambda settings: {}),
         ("portrait_backend.mesh.build", "build_mesh", build_mesh),
         ("portrait_backend.mesh.build", "surface_of", surface_of),
         ("portrait_backend.mesh.build", "texture_surface", texture_surface),

@@ -53,6 +53,8 @@ def test_every_setting_is_an_option_and_arrives(photo: Path, tmp_path: Path) -> 
             continue
         name = info.options[0]
         value = info.choices[-1] if info.choices else int(info.minimum or 0) + 1
+        if info.type is str and not info.choices:
+            value = "some text"
         if info.type is float:
             value = ((info.minimum or 0) + (info.maximum or 1)) / 2
         if info.type is bool:
@@ -172,3 +174,16 @@ def test_without_arguments_it_shows_the_help(capsys: pytest.CaptureFixture[str])
 def test_as_a_module() -> None:
     done = python("-m", "portrait_backend", "--version")
     assert done.returncode == 0 and done.stdout.strip() == f"portrait-diffusion {__version__}"
+
+
+@pytest.mark.parametrize("prior", ["panohead", "portrait4d"])
+def test_a_prior_without_weights_is_refused_before_anything_is_computed(
+    prior: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PORTRAIT_DIFFUSION_MODELS", str(tmp_path / "models"))
+    assert main(["generate", str(tmp_path / "nobody.png"), "-o", str(tmp_path / "out"), "--prior", prior]) == 2
+    said = capsys.readouterr().err
+    assert (
+        f"the weights of the prior {prior} are not there" in said and f"models convert FILE --as {prior}" in said and "no file" not in said
+    )
+    assert not (tmp_path / "out").exists()

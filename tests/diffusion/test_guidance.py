@@ -33,6 +33,7 @@ class GaussianUNet(nn.Module):
     """The exact noise prediction for latents ~ N(mode, SPREAD^2); the mode is the condition's first value, everywhere."""
 
     config = {"cross_attention_dim": 8, "in_channels": 4}  # noqa: RUF012
+    dtype = torch.float32
 
     def __init__(self, alphas: Tensor) -> None:
         super().__init__()

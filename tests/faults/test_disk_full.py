@@ -1,6 +1,4 @@
-"""A disk that fills up, at every point where something is written, and one that can't be written: said in one line, nothing half-written, and what was
-there stays.
-"""
+"""A full disk, at every point where something is written: said in one line, nothing half-written, what was there stays."""
 
 from __future__ import annotations
 

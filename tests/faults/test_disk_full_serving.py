@@ -102,7 +102,10 @@ def test_a_read_only_disk_is_said_in_one_line(disk: Path, tmp_path: Path, capsys
             (["batch", str(picture), "-o", str(disk / "out")], "output-not-writable"),
             (["serve", "--data", str(disk / "new")], "data-not-writable"),
             (["serve", "--data", str(disk / "data")], "data-not-writable"),
-            (["keys", "create", "anna", "--data", str(disk / "data"), "--endpoint", "tcp://host:7000", "-o", str(tmp_path / "k")], "key-not-written"),
+            (
+                ["keys", "create", "anna", "--data", str(disk / "data"), "--endpoint", "tcp://host:7000", "-o", str(tmp_path / "k")],
+                "key-not-written",
+            ),
             (["jobs", "purge", "--all", "--data", str(disk / "data")], "data-not-writable"),
         ):
             assert main(arguments) == 2, arguments

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class MountRefused(Exception):
-    """This process may not mount anything (it is not root, or it is in a container that doesn't allow it)."""
+    """The process may not mount anything (it is not root, or it is in a container that doesn't allow it)."""
 
 
 @contextmanager

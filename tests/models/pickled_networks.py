@@ -49,7 +49,7 @@ def family() -> Iterator[type]:
             sys.modules.pop(name, None)
 
 
-def _tree(base: type, shapes: dict[str, tuple[int, ...]], buffers: tuple[str, ...], generator: torch.Generator) -> nn.Module:
+def _tree(base: type, shapes: dict[str, tuple[int, ...]], buffers: tuple[str, ...], generator: torch.Generator, even: bool) -> nn.Module:
     root: nn.Module = base()
     for name, shape in shapes.items():
         *path, leaf = name.split(".")
@@ -59,6 +59,7 @@ def _tree(base: type, shapes: dict[str, tuple[int, ...]], buffers: tuple[str, ..
                 module.add_module(part, base())
             module = module._modules[part]  # type: ignore[assignment]
         value = torch.randn(shape, generator=generator)
+        value = value / max(1, value[0].numel()) ** 0.5 if even and value.ndim > 1 else value
         if leaf in buffers:
             module.register_buffer(leaf, value)
         else:
@@ -103,11 +104,16 @@ def portrait4d_shapes() -> dict[str, tuple[int, ...]]:
 BUFFERS = ("w_avg", "resample_filter", "noise_const")
 
 
-def network_pickle(shapes: dict[str, tuple[int, ...]], protocol: int | None = None) -> tuple[bytes, dict[str, torch.Tensor]]:
-    """Return a snapshot {"G": ..., "G_ema": ..., "training_set_kwargs": ...} and the state dict of its G_ema."""
+def network_pickle(
+    shapes: dict[str, tuple[int, ...]], protocol: int | None = None, even: bool = False
+) -> tuple[bytes, dict[str, torch.Tensor]]:
+    """Return a snapshot {"G": ..., "G_ema": ..., "training_set_kwargs": ...} and the state dict of its G_ema.
+
+    even: weights that keep the variance of what goes through them.
+    """
     generator = torch.Generator().manual_seed(0)
     with family() as base:
-        other, averaged = (_tree(base, shapes, BUFFERS, generator) for _ in range(2))
+        other, averaged = (_tree(base, shapes, BUFFERS, generator, even) for _ in range(2))
         easy = sys.modules["dnnlib.util"].EasyDict(path="data.zip")
         content = pickle.dumps({"training_set_kwargs": easy, "G": other, "D": None, "G_ema": averaged}, protocol=protocol)
         return content, averaged.state_dict()

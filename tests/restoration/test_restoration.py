@@ -112,7 +112,7 @@ class OracleUNet(nn.Module):
     def __init__(self, truth: Head, broken_after: int = 10**6) -> None:
         super().__init__()
         self.truth, self.calls, self.broken_after = truth, 0, broken_after
-        self.config = {"cross_attention_dim": 3, "in_channels": 3}
+        self.config, self.dtype = {"cross_attention_dim": 3, "in_channels": 3}, torch.float32
         self.alphas = DDIMScheduler(**STARTER_SCHEDULE).alphas_cumprod
 
     def forward(self, z_t: Tensor, t: Tensor, condition: Tensor) -> SimpleNamespace:

@@ -12,9 +12,10 @@ import torch
 
 import portrait_backend
 from portrait_backend.context import Cancelled, Progress
+from portrait_backend.diffusion.sources import Sources
 from portrait_backend.radiance.analytic import ellipsoid_head
 from portrait_backend.radiance.head import Head
-from portrait_backend.restoration.fit import starter_phi
+from portrait_backend.restoration.fit import trained_phi
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import Settings
 from tests.restoration import small_stage
@@ -91,9 +92,9 @@ def test_missing_weights_are_named(photo: Path, name: str) -> None:
 
 def test_phi_of_the_starter_must_be_there(photo: Path) -> None:
     with pytest.raises(PortraitDiffusionError) as caught:
-        starter_phi(ellipsoid_with_own_colours())
+        trained_phi(ellipsoid_with_own_colours(), Sources())
     assert caught.value.code == "weights-missing" and "detail_unet.safetensors" in caught.value.message
-    assert starter_phi(ellipsoid_head(channels=8, hidden=16, size=32)).config.channels == 8, "other planes start from nothing"
+    assert trained_phi(ellipsoid_head(channels=8, hidden=16, size=32), Sources()).config.channels == 8, "other planes start from nothing"
 
 
 def ellipsoid_with_own_colours() -> Head:

@@ -50,9 +50,11 @@ def test_the_greeting_says_what_the_backend_is(server: Server) -> None:
     wait_for(lambda: client.status().device != "starting", "the worker")
     info = client.info
     assert (info.device, info.device_name, info.memory_mb, info.memory_free_mb) == ("cpu", "a fake", 1000, 500)
-    assert "prior" in info.stages and info.presets == ("draft", "standard", "full") and info.pid == server.process.pid  # type: ignore[union-attr]
+    assert "prior" in info.stages and info.presets == ("draft", "standard", "fine", "full") and info.pid == server.process.pid  # type: ignore[union-attr]
     assert info.local and info.protocol_version == p.PROTOCOL_VERSION
     assert {weight.state for weight in client.models()} == {"ok"} and client.models() == info.weights
+    known = {model.name: model for model in client.catalogue()}
+    assert known["panohead"].commercial_use == "not allowed" and known["sd15"].command == "portrait-diffusion models download sd15"
 
 
 def test_submitting_again_makes_no_second_job(server: Server) -> None:
@@ -74,6 +76,8 @@ def test_submitting_again_makes_no_second_job(server: Server) -> None:
         ({"photo": None}, "photo-missing"),
         ({"settings": {"seed": -1}}, "setting-invalid"),
         ({"settings": {"stages": ["refinement", "prior"]}}, "setting-invalid|stage-unavailable"),
+        ({"settings": {"prior": {"provider": "multiview"}}}, "setting-invalid"),
+        ({"settings": {"prior": {"views": "/home"}}}, "setting-invalid"),
         ({"job": "../../etc/passwd"}, "job-id-invalid"),
         ({"job": "A" * 32}, "job-id-invalid"),
         ({"parent": "0" * 32}, "job-not-found"),

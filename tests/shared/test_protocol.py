@@ -200,7 +200,7 @@ def test_every_message_and_every_field_is_in_the_specification() -> None:
     text = (Path(__file__).parents[2] / "docs/protocol.md").read_text(encoding="utf-8")
     for name in p.MESSAGES:
         assert f"`{name}`" in text, name
-    for kind in (*kinds, p.JobInfo, p.ServerInfo, p.WeightInfo, p.FileInfo, p.ErrorInfo):
+    for kind in (*kinds, p.JobInfo, p.ServerInfo, p.WeightInfo, p.ModelInfo, p.FileInfo, p.ErrorInfo):
         for field in dataclasses.fields(kind):
             assert f"`{field.name}`" in text, f"{kind.__name__}.{field.name}"
     assert f"Protocol version: **{p.PROTOCOL_VERSION}**" in text

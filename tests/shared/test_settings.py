@@ -23,6 +23,8 @@ def value_of(info: s.SettingInfo) -> st.SearchStrategy[Any]:
         return st.lists(one, min_size=1, unique=True) if info.many else one
     if info.type is bool:
         return st.booleans()
+    if info.type is str:
+        return st.text(max_size=20)
     assert info.minimum is not None and info.maximum is not None
     return st.integers(int(info.minimum), int(info.maximum)) if info.type is int else st.floats(info.minimum, info.maximum)
 

@@ -18,9 +18,10 @@ from portrait_backend.radiance.cameras import Camera
 from portrait_backend.training.augment import apply_appearance, degrade_input, draw_appearance
 from portrait_backend.training.head_dataset import HeadDataset, load_heads, mirror_cameras, mirror_landmarks
 from portrait_backend.training.prior_loss import LossWeights, PriorLoss, Sampler, inside
-from portrait_backend.training.prior_trainer import TrainPriorOptions, export_prior, start_from, train_prior
+from portrait_backend.training.prior_trainer import export_prior, start_from, train_prior
 from portrait_backend.training.proxy_surface import fit_proxy, surface_points
 from portrait_backend.training.synthetic import EVALUATION_VIEWS, view_plan
+from portrait_backend.training.trainer import TrainOptions
 from tests.training.sphere_data import RADIUS, SIZE, write_spheres
 
 
@@ -154,13 +155,13 @@ def test_view_plans_cover_the_head_and_the_table() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_training_resumes_and_its_export_loads(folder: Path, tmp_path: Path) -> None:
-    options = TrainPriorOptions(data=folder, out=tmp_path, steps=2, batch=2, save_every=1)
+    options = TrainOptions(data=folder, out=tmp_path, steps=2, batch=2, save_every=1)
     checkpoint = train_prior(options)
     first = torch.load(checkpoint, weights_only=True)
     assert first["step"] == 2
     assert train_prior(options) == checkpoint
     assert torch.load(checkpoint, weights_only=True)["step"] == 2, "a finished schedule is left alone"
-    train_prior(TrainPriorOptions(data=folder, out=tmp_path, steps=4, batch=2, save_every=1))
+    train_prior(TrainOptions(data=folder, out=tmp_path, steps=4, batch=2, save_every=1))
     second = torch.load(checkpoint, weights_only=True)
     assert second["step"] == 4
     assert not torch.equal(first["network"]["mean_planes"], second["network"]["mean_planes"])

@@ -33,6 +33,9 @@ def lines(report: dict[str, Any]) -> list[str]:
     for device in report["devices"]:
         extra = f"{device['cores']} cores" if "cores" in device else f"{device['memory_gb']} GB"
         text.append(f"  {device['device']}: {device['name']}, {extra}")
+        if fits := device.get("full_scale"):
+            needs = ", ".join(f"{mode} {gb} GB" for mode, gb in fits["needed_gb"].items())
+            text.append(f"    full scale: {fits['free_gb']} GB free, --memory {fits['memory']} (estimated needs: {needs})")
     memory = report["memory_gb"]
     text += [f"memory: {memory} GB" if memory is not None else "memory: unknown", "weights"]
     for weight in report["weights"]:

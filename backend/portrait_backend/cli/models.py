@@ -34,6 +34,7 @@ def list_models(folder: Folder = None, json: Json = False, debug: Debug = False)
     """List the shipped weights and those that can be downloaded, with size, licence and what is there."""
     from portrait_backend.models.catalogue import CATALOGUE
     from portrait_backend.models.inventory import starter_weights
+    from portrait_backend.models.listing import facts
     from portrait_backend.models.store import models_folder
 
     where = models_folder(folder)
@@ -47,7 +48,8 @@ def list_models(folder: Folder = None, json: Json = False, debug: Debug = False)
         typer.echo(f"  {weight['name']:<28} {_megabytes(weight['size'])}  {weight['state']}")
     typer.echo(f"for full scale, in {where}")
     for model in models:
-        typer.echo(f"  {model['name']:<12} {model['state']:<10} {model['size_text']}: {model['title']}; {model['purpose']}")
+        state = "converted" if model["converted"] else model["state"]
+        typer.echo(f"  {model['name']:<12} {state:<10} {model['size_text']}: {model['title']}; {model['purpose']}")
         typer.echo(f"  {'':<12} {'':<10} licence: {model['licence']}; commercial use {model['commercial_use']}")
 
 
@@ -66,6 +68,7 @@ def download(
     """Show size and licence, ask, download and check. Run it again to go on after an interruption."""
     from portrait_backend.models import fetching
     from portrait_backend.models.catalogue import find_model
+    from portrait_backend.models.listing import facts
     from portrait_backend.models.store import models_folder, state_of
     from portrait_shared.errors import PortraitDiffusionError
 
@@ -85,9 +88,7 @@ def download(
         return
     typer.echo(f"{target}: {model.title}")
     if model.convert:
-        typer.echo(
-            f"convert it: portrait-diffusion models convert {target / model.files[0].path} --as {model.convert} -o {name}.safetensors"
-        )
+        typer.echo(f"convert it: portrait-diffusion models convert {target / model.files[0].path} --as {model.convert}")
 
 
 @app.command("verify")
@@ -123,13 +124,21 @@ def verify(
 def convert(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .pkl, .pt, .pth or .bin checkpoint.", show_default=False)],
     kind: Annotated[str, typer.Option("--as", metavar="portrait4d|panohead|eg3d", help="What it holds.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The safetensors file to write.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The safetensors file to write; default where the prior looks for it."),
+    ] = None,
+    folder: Folder = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Turn a pickled checkpoint into safetensors. Nothing in the pickle is ever executed."""
     from portrait_backend.models.conversion import convert_checkpoint
+    from portrait_backend.models.converted import converted_path
 
+    if output is None:
+        output = converted_path(kind, folder)
+        output.parent.mkdir(parents=True, exist_ok=True)
     done = convert_checkpoint(file, kind, output)
     if json:
         print_json({"output": str(output), **asdict(done)})
@@ -160,35 +169,6 @@ def path(name: Name, folder: Folder = None, json: Json = False, debug: Debug = F
         print_json({"name": name, "path": str(found)})
     else:
         typer.echo(str(found))
-
-
-def facts(model: Model, folder: Path) -> dict[str, Any]:
-    """Return what there is to say of a model, as JSON data."""
-    from portrait_backend.models.catalogue import Hub
-    from portrait_backend.models.store import read_record, state_of
-
-    record = read_record(model, folder) or {}
-    hub = model.source if isinstance(model.source, Hub) else None
-    return {
-        "name": model.name,
-        "title": model.title,
-        "purpose": model.purpose,
-        "state": state_of(model, folder),
-        "path": str(folder / model.name),
-        "page": model.source.page,
-        "repository": hub.repository if hub else None,
-        "revision": hub.revision if hub else None,
-        "pinned": hub.pinned if hub else False,
-        "commit": record.get("source", {}).get("commit") or None,
-        "size": model.size or None,
-        "size_text": model.size_text,
-        "licence": model.licence,
-        "licence_page": model.licence_page,
-        "commercial_use": model.commercial,
-        "note": model.note,
-        "convert": model.convert,
-        "files": [{"path": f.path, "size": f.size or None, "exact": f.exact, "sha256": f.sha256 or "unknown"} for f in model.files],
-    }
 
 
 def _show(model: Model, folder: Path) -> None:

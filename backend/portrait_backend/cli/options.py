@@ -10,7 +10,15 @@ import typer
 
 from portrait_shared.settings import PRESETS, SettingInfo, Settings, from_dict, walk
 
-PANELS = {"": "Options", "prior": "Stage 1: prior", "refinement": "Stage 3: refinement", "mesh": "Mesh", "output": "Output"}
+PANELS = {
+    "": "Options",
+    "prior": "Stage 1: prior",
+    "restoration": "Stage 2: restoration",
+    "refinement": "Stage 3: refinement",
+    "diffusion": "Networks of stages 2 and 3",
+    "mesh": "Mesh",
+    "output": "Output",
+}
 
 
 def with_settings(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,44 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from portrait_backend.cli.console import Debug
+from portrait_backend.cli.train_options import Rates, check_data, training, training_parts
 from portrait_shared.errors import PortraitDiffusionError
+
+if TYPE_CHECKING:
+    from portrait_backend.diffusion.sources import Sources
+    from portrait_backend.training.trainer import TrainOptions
 
 app = typer.Typer(help="Render training sets and train the starter networks.", no_args_is_help=True)
 
 
-def _check_data(data: Path) -> None:
-    if not data.is_dir():
-        raise PortraitDiffusionError("data-not-found", f"{data} is not a folder", "Render one with portrait-diffusion train dataset")
-
-
 Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="A rendered training set.", show_default=False)]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for checkpoint, log and pictures; default runs/<what>.")]
-Validation = Annotated[Path | None, typer.Option("--validation", metavar="DIR", help="A held-out set to measure on.")]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="End of the schedule.")]
 Minutes = Annotated[float, typer.Option("--minutes", min=0, help="End after this much training, if that is earlier.")]
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Samples per step.")]
-LearningRate = Annotated[float, typer.Option("--learning-rate", min=0, help="Peak learning rate.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of weights and sampling.")]
-Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves it to torch.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first identities.")]
-EvaluateEvery = Annotated[int, typer.Option("--evaluate-every", min=1, help="Steps between measurements and sample pictures.")]
-SaveEvery = Annotated[int, typer.Option("--save-every", min=1, help="Steps between checkpoints.")]
 CodecOption = Annotated[str, typer.Option("--codec", metavar="FILE", help="Codec: starter, a codec.safetensors, or a diffusers folder.")]
 DenoiserOption = Annotated[str, typer.Option("--denoiser", metavar="FILE", help="Denoiser, named as --codec; none: without guidance.")]
 
 
 @app.command("dataset")
 def dataset(
-    pack: Annotated[Path, typer.Option("--pack", metavar="DIR", help="Folder of the head pack.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the data set.", show_default=False)],
+    pack: Annotated[Path | None, typer.Option("--pack", metavar="DIR", help="Folder of the head pack.", show_default=False)] = None,
+    prior: Annotated[
+        Literal["panohead", "portrait4d"] | None,
+        typer.Option("--prior", help="Render this prior's heads instead of a pack's: random ones, or (portrait4d) those of --photos."),
+    ] = None,
+    photos: Annotated[Path | None, typer.Option("--photos", metavar="DIR", help="Photos for --prior portrait4d, one head each.")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where a prior's heads are computed.")] = "auto",
     first: Annotated[int, typer.Option("--first", min=0, help="Number of the first identity.")] = 0,
     count: Annotated[int, typer.Option("--count", min=1, help="How many identities.")] = 640,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Identity k depends on (seed, k) only.")] = 0,
@@ -49,153 +46,114 @@ def dataset(
     debug: Debug = False,
 ) -> None:
     """Render a multi-view set of synthetic heads; identities that are there already are skipped."""
-    with _training_parts():
-        from portrait_backend.training.synthetic import render_dataset
+    if (pack is None) == (prior is None):
+        raise PortraitDiffusionError("usage", "the heads come from one source", "Use either --pack DIR or --prior panohead|portrait4d")
+    faceless = 0
+    with training_parts():
+        if pack is not None:
+            from portrait_backend.training.synthetic import render_dataset
 
-        made = render_dataset(pack, out, first, count, seed, resolution, evaluation)
-    typer.echo(f"{out}: {made} identities rendered, {count - made} were there already")
+            made = render_dataset(pack, out, first, count, seed, resolution, evaluation)
+        else:
+            from portrait_backend.devices import choose_device
+            from portrait_backend.portrait.mediapipe_tools import MediaPipeFaces
+            from portrait_backend.training.prior_dataset import head_source, render_prior_dataset
+
+            assert prior is not None
+            heads = head_source(prior, seed, photos, choose_device(device))
+            with MediaPipeFaces() as detector:
+                made, faceless = render_prior_dataset(heads, out, first, count, seed, resolution, detector, evaluation)
+    without = f", {faceless} had no face and were left out" if faceless else ""
+    typer.echo(f"{out}: {made} identities rendered, {count - made - faceless} were there already{without}")
 
 
 @app.command("prior")
+@training("prior", Rates(1.2e-3, 3e-4))
 def prior(
-    data: Data,
-    out: Out = None,
-    validation: Validation = None,
-    steps: Steps = 20000,
-    minutes: Minutes = math.inf,
-    batch: Batch = 8,
-    learning_rate: LearningRate = 1.2e-3,
-    seed: Seed = 0,
-    threads: Threads = 0,
-    limit: Limit = None,
-    evaluate_every: EvaluateEvery = 500,
-    save_every: SaveEvery = 200,
+    options: TrainOptions,
     start_from: Annotated[Path | None, typer.Option("--start-from", metavar="FILE", help="Begin with these prior.safetensors.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Train the starter prior; run it again with the same --out to resume."""
-    _check_data(data)
-    with _training_parts():
-        from portrait_backend.training.prior_trainer import TrainPriorOptions, train_prior
+    """Train the starter prior, or a larger one of its kind; run it again with the same --out to resume."""
+    with training_parts():
+        from portrait_backend.training.prior_trainer import train_prior
 
-        home = out or Path("runs/prior")
-        options = TrainPriorOptions(
-            data, home, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every, start_from
-        )
-        checkpoint = train_prior(options)
+        checkpoint = train_prior(options, start_from)
     typer.echo(f"checkpoint: {checkpoint}")
 
 
 @app.command("codec")
+@training("codec", Rates(1.2e-3, 1.2e-3, batch=16))
 def codec(
-    data: Data,
-    out: Out = None,
-    validation: Validation = None,
+    options: TrainOptions,
     decoder_only: Annotated[bool, typer.Option("--decoder-only", help="Keep the latents; a trained denoiser stays right.")] = False,
-    steps: Steps = 20000,
-    minutes: Minutes = math.inf,
-    batch: Batch = 16,
-    learning_rate: LearningRate = 1.2e-3,
-    seed: Seed = 0,
-    threads: Threads = 0,
-    limit: Limit = None,
-    evaluate_every: EvaluateEvery = 500,
-    save_every: SaveEvery = 200,
     debug: Debug = False,
 ) -> None:
-    """Train the starter codec (images <-> latents); run it again with the same --out to resume."""
-    _check_data(data)
-    with _training_parts():
+    """Train the starter codec (images <-> latents); run it again with the same --out to resume. Full scale has a codec already."""
+    with training_parts():
         from portrait_backend.training.codec_trainer import train_codec
-        from portrait_backend.training.trainer import TrainOptions
 
-        home = out or Path("runs/codec")
-        checkpoint = train_codec(
-            TrainOptions(data, home, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every),
-            decoder_only,
-        )
+        checkpoint = train_codec(options, decoder_only)
     typer.echo(f"checkpoint: {checkpoint}")
 
 
 @app.command("denoiser")
+@training("denoiser", Rates(8e-4, 1e-5))
 def denoiser(
-    data: Data,
-    out: Out = None,
-    validation: Validation = None,
+    options: TrainOptions,
     codec: CodecOption = "starter",
     small_share: Annotated[float, typer.Option("--small-share", min=0, max=1, help="Share of batches at half the views' size.")] = 0.5,
-    steps: Steps = 20000,
-    minutes: Minutes = math.inf,
-    batch: Batch = 8,
-    learning_rate: LearningRate = 8e-4,
-    seed: Seed = 0,
-    threads: Threads = 0,
-    limit: Limit = None,
-    evaluate_every: EvaluateEvery = 500,
-    save_every: SaveEvery = 200,
     debug: Debug = False,
 ) -> None:
-    """Train the starter denoiser on rgb and normal maps of heads; run it again with the same --out to resume."""
-    _check_data(data)
-    with _training_parts():
-        from portrait_backend.training.denoiser_trainer import train_denoiser
-        from portrait_backend.training.trainer import TrainOptions
+    """Train the denoiser on rgb and normal maps of heads; run it again with the same --out to resume.
 
-        home = out or Path("runs/denoiser")
-        checkpoint = train_denoiser(
-            TrainOptions(data, home, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every),
-            codec,
-            small_share,
-        )
+    Full scale: the UNet of sd15 (or of the diffusers folder --codec) goes on learning under its prompts, at the views' own size.
+    """
+    with training_parts():
+        from portrait_backend.training.denoiser_trainer import train_denoiser
+
+        if options.scale == "full":
+            checkpoint = train_denoiser(options, _sources("denoiser").denoiser if codec == "starter" else codec, 0.0)
+        else:
+            checkpoint = train_denoiser(options, codec, small_share)
     typer.echo(f"checkpoint: {checkpoint}")
 
 
 @app.command("phi")
+@training("phi", Rates(1e-3, 1e-3, batch=1))
 def phi(
-    data: Data,
-    out: Out = None,
-    validation: Validation = None,
+    options: TrainOptions,
     codec: CodecOption = "starter",
     denoiser: DenoiserOption = "none",
     heads: Annotated[int, typer.Option("--heads", min=1, help="How many heads are fitted to their photo first, and kept.")] = 64,
-    steps: Steps = 20000,
-    minutes: Minutes = math.inf,
-    batch: Batch = 1,
-    learning_rate: LearningRate = 1e-3,
-    seed: Seed = 0,
-    threads: Threads = 0,
-    limit: Limit = None,
-    evaluate_every: EvaluateEvery = 500,
-    save_every: SaveEvery = 200,
     debug: Debug = False,
 ) -> None:
-    """Pre-train the Detail Preservation UNet over many portraits; run it again with the same --out to resume."""
-    _check_data(data)
-    with _training_parts():
+    """Pre-train the Detail Preservation UNet over many portraits; run it again with the same --out to resume.
+
+    Full scale: guided by sd15 and sd15-normal at 512 px.
+    """
+    with training_parts():
+        from portrait_backend.diffusion.sources import STARTER_SIZE
         from portrait_backend.diffusion.weights import load_codec, load_denoiser
-        from portrait_backend.restoration.fit import STARTER_SIZE
         from portrait_backend.restoration.guide import DiffusionPrior
         from portrait_backend.training.phi_trainer import train_phi
-        from portrait_backend.training.trainer import TrainOptions
 
         prior = None
-        if denoiser != "none":
+        if options.scale == "full":
+            found = _sources("restoration")
+            denoisers = {"rgb": load_denoiser(found.denoiser), "normal": load_denoiser(found.normal)}
+            prior = DiffusionPrior(load_codec(found.codec), denoisers, found.size)  # type: ignore[arg-type]
+        elif denoiser != "none":
             loaded = load_denoiser(denoiser)
             prior = DiffusionPrior(load_codec(codec), {"rgb": loaded, "normal": loaded}, STARTER_SIZE)
-        home = out or Path("runs/phi")
-        checkpoint = train_phi(
-            TrainOptions(data, home, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every),
-            prior,
-            heads,
-        )
+        checkpoint = train_phi(options, prior, heads)
     typer.echo(f"checkpoint: {checkpoint}")
 
 
 @app.command("hybrid-priors")
+@training("hybrid-priors", Rates(4e-4, 1e-5))
 def hybrid_priors(
-    data: Data,
-    out: Out = None,
-    validation: Validation = None,
+    options: TrainOptions,
     codec: CodecOption = "starter",
     denoiser: DenoiserOption = "starter",
     coarse: Annotated[
@@ -203,29 +161,28 @@ def hybrid_priors(
     ] = None,
     largest_step: Annotated[float, typer.Option("--largest-step", min=1, max=180, help="Largest angle between two views.")] = 45.0,
     small_share: Annotated[float, typer.Option("--small-share", min=0, max=1, help="Share of batches at half the views' size.")] = 0.7,
-    steps: Steps = 20000,
-    minutes: Minutes = math.inf,
-    batch: Batch = 8,
-    learning_rate: LearningRate = 4e-4,
-    seed: Seed = 0,
-    threads: Threads = 0,
-    limit: Limit = None,
-    evaluate_every: EvaluateEvery = 500,
-    save_every: SaveEvery = 200,
     debug: Debug = False,
 ) -> None:
-    """Train stage 3's branches on pairs of neighbouring views; run it again with the same --out to resume."""
-    _check_data(data)
-    with _training_parts():
-        from portrait_backend.training.hybrid_priors_trainer import HybridPriorsOptions, train_hybrid_priors
-        from portrait_backend.training.trainer import TrainOptions
+    """Train stage 3's branches on pairs of neighbouring views; run it again with the same --out to resume.
 
-        home = out or Path("runs/hybrid_priors")
-        checkpoint = train_hybrid_priors(
-            TrainOptions(data, home, validation, steps, minutes, batch, learning_rate, seed, threads, limit, evaluate_every, save_every),
-            HybridPriorsOptions(codec, denoiser, coarse, largest_step, small_share),
-        )
+    Full scale: over sd15, from BrushNet's weights, with gradient checkpointing.
+    """
+    with training_parts():
+        from portrait_backend.training.hybrid_priors_trainer import HybridPriorsOptions, train_hybrid_priors
+
+        more = HybridPriorsOptions(codec, denoiser, coarse, largest_step, small_share)
+        if options.scale == "full":
+            more = HybridPriorsOptions.full(_sources("refinement"), coarse, largest_step)
+        checkpoint = train_hybrid_priors(options, more)
     typer.echo(f"checkpoint: {checkpoint}")
+
+
+def _sources(stage: str) -> Sources:
+    """Return where a stage's downloaded networks are, whatever was trained over them before."""
+    from portrait_backend.diffusion.sources import find_sources
+    from portrait_shared.settings import DiffusionSettings
+
+    return find_sources(DiffusionSettings(weights="sd15"), (stage,), trained=False)
 
 
 @app.command("coarse-views")
@@ -237,8 +194,8 @@ def coarse_views(
     debug: Debug = False,
 ) -> None:
     """Render a set's views from stage 1's heads, for train hybrid-priors --coarse; identities that are there already are skipped."""
-    _check_data(data)
-    with _training_parts():
+    check_data(data)
+    with training_parts():
         from portrait_backend.training.coarse_views import render_coarse_views
 
         made = render_coarse_views(data, out, limit, fit_steps)
@@ -257,21 +214,10 @@ def super_resolution(
     debug: Debug = False,
 ) -> None:
     """Train the super-resolution of rendered features on the prior's own heads; run it again with the same --out to resume."""
-    _check_data(data)
-    with _training_parts():
+    check_data(data)
+    with training_parts():
         from portrait_backend.training.super_resolution_trainer import TrainSuperResolutionOptions, train_super_resolution
 
         options = TrainSuperResolutionOptions(data, out, heads, views, steps=steps, minutes=minutes, seed=seed)
         weights = train_super_resolution(options)
     typer.echo(f"weights: {weights}")
-
-
-@contextmanager
-def _training_parts() -> Iterator[None]:
-    """Say what to install where an optional part for training is missing."""
-    try:
-        yield
-    except ImportError as error:
-        raise PortraitDiffusionError(
-            "extra-missing", str(error), "Install the training parts: python3 -m pip install -c constraints.txt '.[train]'"
-        ) from error

@@ -23,6 +23,8 @@ STARTER_CODEC: dict[str, Any] = {
 class Codec(nn.Module):
     """Wraps an `AutoencoderTiny` or `AutoencoderKL`; differentiable both ways.
 
+    Weights in half precision answer in the caller's.
+
     channels: latent channels; factor: image pixels per latent pixel along an axis.
     """
 
@@ -32,6 +34,7 @@ class Codec(nn.Module):
         widths = config.block_out_channels if isinstance(model, AutoencoderKL) else config.encoder_block_out_channels
         self.model = model
         self.channels, self.factor = int(config.latent_channels), 2 ** (len(widths) - 1)
+        self._tiles = False
         self._scale, self._shift = float(config.scaling_factor), float(config.shift_factor or 0.0)
 
     def encode(self, rgb: Tensor) -> Tensor:
@@ -41,16 +44,34 @@ class Codec(nn.Module):
         """
         if rgb.ndim != 4 or rgb.shape[1] != 3 or rgb.shape[2] % self.factor or rgb.shape[3] % self.factor:
             raise ValueError(f"the codec encodes images (B, 3, H, W) with sides divisible by {self.factor}, got {tuple(rgb.shape)}")
-        out: Any = self.model.encode(rgb * 2 - 1)
+        model: Any = self.model
+        model.use_tiling = self._tiles and not (
+            torch.is_grad_enabled() and rgb.requires_grad
+        )  # all tiles' graphs are larger than one image's
+        out: Any = model.encode((rgb * 2 - 1).to(self.model.dtype))
         latents: Tensor = out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents
+        latents = latents if self.model.dtype == torch.float32 else latents.to(rgb.dtype)
         return (latents - self._shift) * self._scale
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents (B, channels, h, w) into images (B, 3, h * factor, w * factor), about in [0, 1] (not clamped)."""
         if latents.ndim != 4 or latents.shape[1] != self.channels:
             raise ValueError(f"the codec decodes latents (B, {self.channels}, h, w), got {tuple(latents.shape)}")
-        image: Tensor = self.model.decode(latents / self._scale + self._shift).sample
+        model: Any = self.model
+        model.use_tiling = self._tiles
+        image: Tensor = model.decode((latents / self._scale + self._shift).to(self.model.dtype)).sample
+        image = image if self.model.dtype == torch.float32 else image.to(latents.dtype)
         return (image + 1) / 2
+
+    def work_in_tiles(self, size: int) -> None:
+        """Encode and decode images larger than `size` px in overlapping tiles of that size, one image after the other: less memory.
+
+        Norms then see a tile at a time, so that the result is near the untiled one, not the same.
+        """
+        model: Any = self.model
+        self._tiles = True
+        model.enable_slicing()
+        model.tile_sample_min_size, model.tile_latent_min_size = size, size // self.factor
 
 
 def starter_codec() -> Codec:

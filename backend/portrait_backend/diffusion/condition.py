@@ -124,6 +124,7 @@ class PromptCondition(ConditionEncoder):
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
         self.subject, self.negative = subject, negative
         self.width = int(text_encoder.config.hidden_size)
+        self._known: dict[str, Tensor] = {}
 
     def prompt(self, azimuth: float, elevation: float, domain: Domain) -> str:
         """Return the prompt of a view."""
@@ -142,8 +143,11 @@ class PromptCondition(ConditionEncoder):
         return self._tokens([self.negative]).expand(batch, -1, -1)
 
     def _tokens(self, prompts: list[str]) -> Tensor:
-        size = int(self.tokenizer.model_max_length)
-        ids = self.tokenizer(prompts, padding="max_length", max_length=size, truncation=True, return_tensors="pt").input_ids
-        with torch.no_grad():
-            tokens: Tensor = self.text_encoder(ids.to(self.text_encoder.device))[0]
-        return tokens
+        """Tokens of prompts (B, 77, D); the text encoder is asked once for each: there are eight views and domains."""
+        size, new = int(self.tokenizer.model_max_length), [p for p in dict.fromkeys(prompts) if p not in self._known]
+        if new:
+            ids = self.tokenizer(new, padding="max_length", max_length=size, truncation=True, return_tensors="pt").input_ids
+            with torch.no_grad():
+                tokens: Tensor = self.text_encoder(ids.to(self.text_encoder.device))[0]
+            self._known |= dict(zip(new, tokens, strict=True))
+        return torch.stack([self._known[prompt] for prompt in prompts])

@@ -53,6 +53,8 @@ class Denoiser(nn.Module):
         if expected != condition.width:
             raise ValueError(f"the UNet attends to tokens of width {expected}, the condition encoder makes {condition.width}")
         self.unet, self.scheduler, self.condition = unet, scheduler, condition
+        self.split_guidance = False
+        """Whether the halves of classifier-free guidance go through the UNet one after the other: less memory, more time."""
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float(), persistent=False)
 
     @property
@@ -100,20 +102,24 @@ class Denoiser(nn.Module):
         return a.sqrt() * noise - (1 - a).sqrt() * z
 
     def output(self, z_t: Tensor, t: Tensor | int, condition: Tensor) -> Tensor:
-        """Return the raw UNet output; condition (B, L, D)."""
-        steps = torch.as_tensor(t, device=z_t.device).expand(len(z_t))
-        raw: Tensor = self.unet(z_t, steps, condition.to(z_t.dtype)).sample
-        return raw
+        """Return the raw UNet output in the precision of z_t (the UNet's own may be a half); condition (B, L, D)."""
+        steps, own = torch.as_tensor(t, device=z_t.device).expand(len(z_t)), self.unet.dtype
+        raw: Tensor = self.unet(z_t.to(own), steps, condition.to(own)).sample
+        return raw if own == torch.float32 else raw.to(z_t.dtype)
 
     def predict_noise(self, z_t: Tensor, t: Tensor | int, condition: Tensor, guidance: float = 1.0, null: Tensor | None = None) -> Tensor:
         """Return the noise prediction (B, C, h, w).
 
-        guidance: classifier-free guidance scale s in null + s * (conditional - null), one doubled UNet call; 1 needs no null call.
+        guidance: classifier-free guidance scale s in null + s * (conditional - null), one doubled UNet call (two with `split_guidance`);
+        1 needs no null call.
         null (B, L, D): the unconditional tokens, by default the encoder's; any other tokens make them a negative prompt.
         """
         if guidance == 1.0:
             return self.noise_from(z_t, t, self.output(z_t, t, condition))
         null = self.condition.null(len(z_t)) if null is None else null
+        if self.split_guidance:
+            unconditional, conditional = (self.noise_from(z_t, t, self.output(z_t, t, tokens)) for tokens in (null, condition))
+            return unconditional + guidance * (conditional - unconditional)
         steps = torch.as_tensor(t, device=z_t.device).expand(len(z_t))
         both = self.output(torch.cat([z_t, z_t]), torch.cat([steps, steps]), torch.cat([null.to(condition.dtype), condition]))
         unconditional, conditional = (self.noise_from(z_t, t, part) for part in both.chunk(2))

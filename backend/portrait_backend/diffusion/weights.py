@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from portrait_backend.diffusion import STARTER
 from portrait_backend.diffusion.codec import Codec
 from portrait_backend.diffusion.condition import PromptCondition, ViewCondition, ViewConditionConfig
 from portrait_backend.diffusion.denoiser import Denoiser
@@ -24,11 +25,10 @@ from portrait_backend.models import starter_path
 from portrait_shared.errors import PortraitDiffusionError
 
 CODEC_WEIGHTS, DENOISER_WEIGHTS = "codec.safetensors", "denoiser.safetensors"
-STARTER = "starter"
 
 
-def load_codec(where: str | Path = STARTER) -> Codec:
-    """Return a codec in fp32, evaluation mode, without gradients.
+def load_codec(where: str | Path = STARTER, dtype: torch.dtype = torch.float32) -> Codec:
+    """Return a codec in `dtype`, evaluation mode, without gradients.
 
     where: "starter", a file that `save_codec` wrote, or a diffusers folder with vae/. PortraitDiffusionError ``weights-missing`` or
     ``weights-unreadable``.
@@ -41,15 +41,18 @@ def load_codec(where: str | Path = STARTER) -> Codec:
     else:
         config = _component(path, "vae")
         kind = AutoencoderTiny if config["_class_name"] == "AutoencoderTiny" else AutoencoderKL
-        codec = Codec(kind.from_pretrained(str(path), subfolder="vae", local_files_only=True))
-    return codec.float().requires_grad_(False).eval()
+        codec = Codec(_pretrained(kind, path, "vae", torch_dtype=dtype))
+    return codec.to(dtype=dtype).requires_grad_(False).eval()
 
 
-def load_denoiser(where: str | Path = STARTER) -> Denoiser:
-    """Return a denoiser in fp32, evaluation mode, without gradients; `where` and errors as in `load_codec`."""
+def load_denoiser(where: str | Path = STARTER, dtype: torch.dtype = torch.float32) -> Denoiser:
+    """Return a denoiser in evaluation mode, without gradients; `where` and errors as in `load_codec`.
+
+    dtype: of a diffusers folder's networks, which are large; a starter file comes in fp32.
+    """
     path = _located(where, DENOISER_WEIGHTS)
     if path.is_dir():
-        return _load_diffusers(path)
+        return _load_diffusers(path, dtype)
     record, tensors = read_weights(path, "denoiser")
     condition = ViewCondition(ViewConditionConfig(**record["condition"]))
     denoiser = Denoiser(UNet2DConditionModel(**record["unet"]), DDIMScheduler(**record["scheduler"]), condition)
@@ -74,22 +77,29 @@ def save_denoiser(denoiser: Denoiser, path: Path, weights: dict[str, Tensor] | N
     write_weights(path, weights or denoiser.state_dict(), "denoiser", record, facts)
 
 
-def _load_diffusers(folder: Path) -> Denoiser:
+def _load_diffusers(folder: Path, dtype: torch.dtype) -> Denoiser:
     for part in ("unet", "text_encoder"):
         _component(folder, part)
+    _component(folder, "scheduler", "scheduler_config.json")
     try:
         from transformers import CLIPTextModel, CLIPTokenizer
     except ImportError as error:
         raise PortraitDiffusionError(
             "extra-missing", str(error), "Install the full-scale parts: python3 -m pip install -c constraints.txt '.[full]'"
         ) from error
-    options: Any = {"local_files_only": True}
-    unet = UNet2DConditionModel.from_pretrained(str(folder), subfolder="unet", **options)
-    scheduler = DDIMScheduler.from_pretrained(str(folder), subfolder="scheduler", **options)
-    text = CLIPTextModel.from_pretrained(str(folder), subfolder="text_encoder", **options)
-    tokenizer = CLIPTokenizer.from_pretrained(str(folder), subfolder="tokenizer", **options)
-    denoiser = Denoiser(unet, scheduler, PromptCondition(text, tokenizer))
-    return denoiser.float().requires_grad_(False).eval()
+    unet = _pretrained(UNet2DConditionModel, folder, "unet", torch_dtype=dtype)
+    scheduler = _pretrained(DDIMScheduler, folder, "scheduler")
+    text = _pretrained(CLIPTextModel, folder, "text_encoder", dtype=dtype)
+    tokenizer = _pretrained(CLIPTokenizer, folder, "tokenizer")
+    return Denoiser(unet, scheduler, PromptCondition(text, tokenizer)).requires_grad_(False).eval()
+
+
+def _pretrained(kind: Any, folder: Path, part: str, **options: Any) -> Any:
+    """Load a part of a diffusers folder; PortraitDiffusionError ``weights-unreadable`` says which one is missing or cut."""
+    try:
+        return kind.from_pretrained(str(folder), subfolder=part, local_files_only=True, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _unreadable(folder / part, f"complete {part}", error) from error
 
 
 def _located(where: str | Path, name: str) -> Path:
@@ -102,14 +112,14 @@ def _located(where: str | Path, name: str) -> Path:
     return path
 
 
-def _component(folder: Path, name: str) -> dict[str, Any]:
+def _component(folder: Path, name: str, file: str = "config.json") -> dict[str, Any]:
     """Return the config of a part of a diffusers folder."""
-    path = folder / name / "config.json"
+    path = folder / name / file
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise PortraitDiffusionError(
-            "weights-missing", f"{folder} has no {name}/config.json", "Name a folder in the layout of diffusers (unet/, vae/, ...)"
+            "weights-missing", f"{folder} has no {name}/{file}", "Name a folder in the layout of diffusers (unet/, vae/, ...)"
         ) from error
     except (OSError, ValueError) as error:
         raise PortraitDiffusionError("weights-unreadable", f"{path} is not readable ({error})", "Copy the folder again") from error

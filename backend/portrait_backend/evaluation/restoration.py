@@ -22,6 +22,7 @@ from torch import Tensor
 
 from portrait_backend.context import cpu_context
 from portrait_backend.devices import peak_memory_mb
+from portrait_backend.diffusion.sources import STARTER_SIZE
 from portrait_backend.diffusion.weights import load_codec, load_denoiser
 from portrait_backend.evaluation.ground_truth import SIZE
 from portrait_backend.evaluation.held_out import Scores, score_head
@@ -30,7 +31,7 @@ from portrait_backend.prior.starter import StarterPrior
 from portrait_backend.radiance.cameras import METRES_PER_UNIT
 from portrait_backend.radiance.head import Head
 from portrait_backend.restoration.detail_unet import DetailPreservationUNet, config_for, load_detail_unet
-from portrait_backend.restoration.fit import STARTER_SIZE, reference_image, restore
+from portrait_backend.restoration.fit import reference_image, restore
 from portrait_backend.restoration.guide import DiffusionPrior
 from portrait_backend.restoration.views import render_view
 from portrait_backend.training.codec_trainer import save_picture

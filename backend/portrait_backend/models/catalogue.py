@@ -178,7 +178,7 @@ CATALOGUE = (
     Model(
         name="portrait4d",
         title="Portrait4D static, 512 px",
-        purpose="prior of stage 1 as in the paper; this version can only convert it",
+        purpose="prior of stage 1 as in the paper (--prior portrait4d)",
         source=Hub("bEijuuu/Portrait4D", "main"),
         licence="MIT on its card",
         licence_page="https://huggingface.co/bEijuuu/Portrait4D",
@@ -190,7 +190,7 @@ CATALOGUE = (
     Model(
         name="panohead",
         title="PanoHead",
-        purpose="generator of heads from all sides (in Python; no provider of stage 1 yet)",
+        purpose="prior of stage 1, heads from all sides (--prior panohead)",
         source=WebPage("https://github.com/SizheAn/PanoHead#getting-started"),
         licence="CC BY-NC-SA 4.0 and NVIDIA's EG3D licence (research and evaluation only)",
         licence_page="https://github.com/SizheAn/PanoHead/tree/main/LICENSES",
@@ -201,7 +201,7 @@ CATALOGUE = (
     Model(
         name="eg3d",
         title="EG3D, FFHQ rebalanced, 512 px",
-        purpose="generator of faces from the front (in Python; no provider of stage 1 yet)",
+        purpose="generator of faces from the front (in Python)",
         source=WebPage("https://catalog.ngc.nvidia.com/orgs/nvidia/teams/research/models/eg3d"),
         licence="NVIDIA Source Code Licence for EG3D (research and evaluation only)",
         licence_page="https://github.com/NVlabs/eg3d/blob/main/LICENSE.txt",

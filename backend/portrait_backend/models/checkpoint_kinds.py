@@ -91,9 +91,9 @@ KINDS = {
             Planes(((0, 1, 2), (1, 2, 0), (2, 0, 1)), half_extent=0.65),
             {
                 r"encoder_global\..+\.weight": (None, 5, 7, 7),
-                r"encoder_detail\.encoder\.0\.weight": (64, 5, 7, 7),
-                r"encoder_canonical\.patch_embed\.proj\.weight": (1024, 256, None, None),
-                r"generator_triplane\.conv_last\.weight": (96, 128, 3, 3),
+                r"encoder_detail\.encoder\.0\.weight": (None, 5, 7, 7),
+                r"encoder_canonical\.patch_embed\.proj\.weight": (None, None, None, None),
+                r"generator_triplane\.conv_last\.weight": (96, None, 3, 3),
                 r"superresolution\.block0\.conv0\.weight": (None, 32, 3, 3),
                 r"decoder\.net\.0\.weight": (64, 32),
                 r"decoder\.out_sigma\.weight": (1, 64),

@@ -37,6 +37,11 @@ SURE = 0.8
 """Trust from which a seen point is an anchor."""
 LIKENESS = (0.35, 0.65)
 """Share of the distance to skin, between the guess's own hair and skin colours, over which low hanging hair turns from 0 to 1."""
+LUMINANCE = (0.299, 0.587, 0.114)
+SHADE = (0.5, 2.0)
+"""Range of the brightness of unseen hair, as a multiple of the photo's."""
+DARK = 0.02
+"""Brightness below which black hair tells no shade."""
 LONG_HAIR = -0.25
 """Hair that the photo shows below this height (head units) is long."""
 ALIKE = 0.15
@@ -66,11 +71,24 @@ def unseen_colours(
     anchors = seen[sure & is_hair]
     share = hairness(points.position, guess, seen_guess[bare], anchors.position)
     share = voted(seen[sure], is_hair[sure], points.position, share, generator)
-    anchors = anchors[of_one_hue(anchors.colour, hair)]
-    strands = continued(anchors, hair.expand(len(anchors.trust), 3), points.position, hair.expand(len(guess), 3), generator)
+    kept = of_one_hue(anchors.colour, hair)
+    anchors, own = anchors[kept], seen_guess[sure & is_hair][kept]
+    strands = continued(anchors, shaded(hair, own, own), points.position, shaded(hair, guess, own), generator)
     if style is not None:
         strands = strands * strand_factors(points.position, style, generator)
     return (colours + share[:, None] * (strands - colours)).clamp(0, 1)
+
+
+def shaded(hair: Tensor, guess: Tensor, seen_guess: Tensor) -> Tensor:
+    """Return the photo's hair colour (3,) as bright at every point as the prior's guess (N, 3) is beside its guess of the seen hair (M, 3).
+
+    The prior knows how hair darkens to the nape and lightens on the crown; the hue is the photo's.
+    """
+    if not len(seen_guess):
+        return hair.expand(len(guess), 3)
+    weights = guess.new_tensor(LUMINANCE)
+    usual = (seen_guess @ weights).median()
+    return hair * ((guess @ weights + DARK) / (usual + DARK)).clamp(*SHADE)[:, None]
 
 
 def hairness(position: Tensor, guess: Tensor, skin_guess: Tensor, hair: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ class DensityActivation:
 
     kind "occupancy": scale * sigmoid(gain * x + bias). The raw x is a calibrated occupancy logit;
     gain and bias sharpen it, so that a 10 % chance of matter does not render as haze.
-    kind "softplus": softplus(x + bias), EG3D's. `surface` is the level set that meshes use.
+    kind "softplus": softplus(x + bias), EG3D's, times `per_unit`, its units per head unit. `surface` is the level set that meshes use.
     """
 
     kind: str = "occupancy"
@@ -28,13 +28,15 @@ class DensityActivation:
     gain: float = 5.0
     bias: float = -1.5
     surface: float = 125.0
+    per_unit: float = 1.0
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the density of raw decoder outputs."""
         if self.kind == "occupancy":
             return self.scale * torch.sigmoid(self.gain * x + self.bias)
         if self.kind == "softplus":
-            return F.softplus(x + self.bias)
+            density = F.softplus(x + self.bias)
+            return density if self.per_unit == 1 else density * self.per_unit
         raise ValueError(f"unknown density activation {self.kind!r}; known: occupancy, softplus")
 
 

@@ -24,10 +24,12 @@ from portrait_backend.radiance.super_resolution import SuperResolution, upsample
 from portrait_backend.radiance.triplane import STARTER_AXES, Axes, Padding, sample_planes, to_channels_last, to_neutral
 
 Upsample = Literal["direct", "super_resolution"]
+Point = tuple[float, float, float]
+ORIGIN: Point = (0.0, 0.0, 0.0)
 
 
 class TriPlane:
-    """Three feature planes of grid depth D over the box [-half_extent, half_extent]^3.
+    """Three feature planes of grid depth D over the box [-half_extent, half_extent]^3 around `centre`, head units.
 
     features (3, C * D, H, W), slice-major (d * C + c), rows upward; axes[k] = world axes (along W, along H, along D) of plane k;
     reduce: "sum" or "mean" over the planes; padding: see `triplane`. Kept channels last in `planes` (1, 3, D, H, W, C) for sampling.
@@ -42,12 +44,13 @@ class TriPlane:
         half_extent: float = 0.5,
         reduce: Literal["sum", "mean"] = "sum",
         padding: Padding = "border",
+        centre: Point = ORIGIN,
     ) -> None:
         if features.ndim != 4 or features.shape[0] != 3 or depth < 1 or features.shape[1] % depth:
             raise ValueError(f"tri-plane features must be (3, C * {depth}, H, W), got {tuple(features.shape)}")
-        self._set(to_channels_last(features, depth), axes, half_extent, reduce, padding)
+        self._set(to_channels_last(features, depth), axes, half_extent, reduce, padding, centre)
 
-    def _set(self, planes: Tensor, axes: Axes, half_extent: float, reduce: str, padding: Padding) -> None:
+    def _set(self, planes: Tensor, axes: Axes, half_extent: float, reduce: str, padding: Padding, centre: Point) -> None:
         if sorted(map(sorted, axes)) != [[0, 1, 2]] * 3:
             raise ValueError(f"each plane's axes must be a permutation of (0, 1, 2), got {axes}")
         if reduce not in ("sum", "mean"):
@@ -57,14 +60,25 @@ class TriPlane:
         if padding not in ("border", "zeros"):
             raise ValueError(f"unknown padding {padding!r}; known: border, zeros")
         self.planes, self.axes, self.half_extent, self.reduce, self.padding = planes, axes, float(half_extent), reduce, padding
+        self.centre = centre
 
     def with_planes(self, planes: Tensor) -> TriPlane:
         """Return a tri-plane of the same conventions made of channels-last planes (1, 3, D, H, W, C), which are not copied."""
         if planes.ndim != 6 or planes.shape[:2] != (1, 3):
             raise ValueError(f"channels-last planes must be (1, 3, D, H, W, C), got {tuple(planes.shape)}")
         result = object.__new__(TriPlane)
-        result._set(planes, self.axes, self.half_extent, self.reduce, self.padding)
+        result._set(planes, self.axes, self.half_extent, self.reduce, self.padding, self.centre)
         return result
+
+    def placed(self, half_extent: float, centre: Point) -> TriPlane:
+        """Return the same planes over another box."""
+        result = object.__new__(TriPlane)
+        result._set(self.planes, self.axes, half_extent, self.reduce, self.padding, centre)
+        return result
+
+    def normalised(self, points: Tensor) -> Tensor:
+        """Return points (N, 3) in units of the box, [-1, 1]."""
+        return (points if self.centre == ORIGIN else points - points.new_tensor(self.centre)) / self.half_extent
 
     @property
     def depth(self) -> int:
@@ -83,7 +97,7 @@ class TriPlane:
 
     def sample(self, points: Tensor) -> Tensor:
         """Sample at points (N, 3) in head units: (N, C); outside the box, what the padding says."""
-        sampled = sample_planes(self.planes, (points / self.half_extent)[None], self.axes, self.padding)[0]
+        sampled = sample_planes(self.planes, self.normalised(points)[None], self.axes, self.padding)[0]
         return sampled / 3 if self.reduce == "mean" else sampled
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> TriPlane:
@@ -96,7 +110,7 @@ class Head:
     """A head as a radiance field; render it, mesh it (density, colour), fit it (`with_planes`), save it.
 
     meta: JSON data that travels with the file (provider, seed, ...). Density is per head unit and 0 outside the box, or outside the
-    smaller box of half sides `bounds` (x, y, z) where a prior was trained to be empty.
+    smaller box of half sides `bounds` (x, y, z) around the planes' centre where a prior was trained to be empty.
     """
 
     geometry: TriPlane
@@ -116,8 +130,8 @@ class Head:
 
     @property
     def half_extent(self) -> float:
-        """Half the side of the box, head units."""
-        return self.geometry.half_extent
+        """Half the side of the box around the origin that holds the planes' box, head units."""
+        return self.geometry.half_extent + max(map(abs, self.geometry.centre))
 
     @property
     def surface_density(self) -> float:
@@ -126,9 +140,11 @@ class Head:
 
     def inside(self, points: Tensor) -> Tensor:
         """Whether points (N, 3) lie where there may be density (N,)."""
+        box = self.geometry
+        points = points if box.centre == ORIGIN else points - points.new_tensor(box.centre)
         if self.bounds is None:
-            return (points.abs() <= self.half_extent).all(-1)
-        return (points.abs() <= points.new_tensor(self.bounds).clamp(max=self.half_extent)).all(-1)
+            return (points.abs() <= box.half_extent).all(-1)
+        return (points.abs() <= points.new_tensor(self.bounds).clamp(max=box.half_extent)).all(-1)
 
     def _density(self, raw: Tensor, points: Tensor) -> Tensor:
         return self.activation(raw) * self.inside(points)

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from portrait_backend.radiance.decoder import Decoder, DensityActivation, SoftplusDecoder
-from portrait_backend.radiance.head import Head, TriPlane
+from portrait_backend.radiance.head import ORIGIN, Head, TriPlane
 from portrait_backend.radiance.super_resolution import SuperResolution, SuperResolutionConfig
 from portrait_shared.errors import PortraitDiffusionError
 
@@ -29,7 +29,9 @@ HINT = "Use a head.safetensors that this program wrote, or generate the head aga
 
 def _plane_record(plane: TriPlane) -> dict[str, Any]:
     record = {"depth": plane.depth, "axes": plane.axes, "half_extent": plane.half_extent, "reduce": plane.reduce}
-    return record if plane.padding == "border" else record | {"padding": plane.padding}
+    if plane.padding != "border":
+        record["padding"] = plane.padding
+    return record if plane.centre == ORIGIN else record | {"centre": plane.centre}
 
 
 def _decoder_record(decoder: Decoder) -> dict[str, Any]:
@@ -112,8 +114,8 @@ def _read(path: Path) -> Head:
 
 def _plane(features: Tensor, record: dict[str, Any]) -> TriPlane:
     a, b, c = (tuple(int(i) for i in row) for row in record["axes"])
-    padding = record.get("padding", "border")
-    return TriPlane(features.float(), record["depth"], (a, b, c), record["half_extent"], record["reduce"], padding)  # type: ignore[arg-type]
+    padding, centre = record.get("padding", "border"), tuple(float(x) for x in record.get("centre", ORIGIN))
+    return TriPlane(features.float(), record["depth"], (a, b, c), record["half_extent"], record["reduce"], padding, centre)  # type: ignore[arg-type]
 
 
 def _load_weights(network: Network, tensors: dict[str, Tensor], prefix: str) -> Network:

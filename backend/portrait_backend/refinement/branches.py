@@ -16,6 +16,7 @@ import torch
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d_blocks import DownBlock2D, UNetMidBlock2D, UpBlock2D
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class Branch(nn.Module):
     def __init__(self, in_channels: int, config: BranchConfig) -> None:
         super().__init__()
         self.config, c = config, config.channels
+        self.checkpointing = False
+        """Whether resnets are computed again in the backward pass instead of being kept."""
         temb = 4 * c[0]
         options: dict[str, Any] = {"resnet_eps": config.eps, "resnet_act_fn": config.activation, "resnet_groups": config.groups}
         self.conv_in = nn.Conv2d(in_channels, c[0], 3, padding=1)
@@ -111,7 +114,7 @@ class Branch(nn.Module):
         taps = [h]
         for blocks in self.down_blocks:
             for resnet in blocks.resnets:
-                h = resnet(h, temb)
+                h = self._run(resnet, h, temb)
                 taps.append(h)
             for sampler in blocks.downsamplers or ():
                 h = sampler(h)
@@ -121,12 +124,17 @@ class Branch(nn.Module):
         taps.append(h)
         for blocks in self.up_blocks:
             for resnet in blocks.resnets:
-                h = resnet(torch.cat([h, skips.pop()], 1), temb)
+                h = self._run(resnet, torch.cat([h, skips.pop()], 1), temb)
                 taps.append(h)
             for sampler in blocks.upsamplers or ():
                 h = sampler(h, skips[-1].shape[2:])
                 taps.append(h)
         return taps
+
+    def _run(self, resnet: nn.Module, h: Tensor, temb: Tensor) -> Tensor:
+        again = self.checkpointing and torch.is_grad_enabled()
+        result: Tensor = checkpoint(resnet, h, temb, use_reentrant=False) if again else resnet(h, temb)
+        return result
 
     @torch.no_grad()
     def copy_unet(self, weights: Mapping[str, Tensor], mask_channels: int = 0) -> int:

@@ -23,20 +23,19 @@ from portrait_backend.refinement.branches import Branch, BranchConfig
 
 @dataclass(frozen=True)
 class HybridPriorsConfig:
-    """Layouts: the latents' channels, both branches, hidden channels of the geometry condition's res-block."""
+    """Layouts: latents' channels, both branches (implicit None: there is none), hidden channels of the geometry condition's res-block."""
 
     latents: int
     explicit: BranchConfig
-    implicit: BranchConfig
+    implicit: BranchConfig | None
     taps: tuple[int, ...]
     geometry: int = 64
 
     @classmethod
     def of_unet(cls, config: Mapping[str, Any], explicit: float = 1.0, implicit: float = 1.0) -> HybridPriorsConfig:
-        """Return the layout for a UNet's config; the shares thin the branches."""
-        latents = int(config["in_channels"])
-        branches = [BranchConfig.of_unet(config, width) for width in (explicit, implicit)]
-        return cls(latents, branches[0], branches[1], BranchConfig.of_unet(config).taps)
+        """Return the layout for a UNet's config; the shares thin the branches, implicit 0 leaves that one out."""
+        other = BranchConfig.of_unet(config, implicit) if implicit > 0 else None
+        return cls(int(config["in_channels"]), BranchConfig.of_unet(config, explicit), other, BranchConfig.of_unet(config).taps)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> HybridPriorsConfig:
@@ -45,7 +44,8 @@ class HybridPriorsConfig:
         def branch(d: Mapping[str, Any]) -> BranchConfig:
             return BranchConfig(**{**d, "channels": tuple(d["channels"]), "layers": tuple(d["layers"])})
 
-        return cls(**{**data, "explicit": branch(data["explicit"]), "implicit": branch(data["implicit"]), "taps": tuple(data["taps"])})
+        implicit = None if data["implicit"] is None else branch(data["implicit"])
+        return cls(**{**data, "explicit": branch(data["explicit"]), "implicit": implicit, "taps": tuple(data["taps"])})
 
     def as_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON data."""
@@ -116,11 +116,12 @@ class HybridPriors(nn.Module):
     def __init__(self, config: HybridPriorsConfig) -> None:
         super().__init__()
         self.config, c = config, config.latents
-        self.explicit, self.implicit = Branch(2 * c + 1, config.explicit), Branch(2 * c, config.implicit)
+        self.explicit = Branch(2 * c + 1, config.explicit)
+        self.implicit = None if config.implicit is None else Branch(2 * c, config.implicit)
         self.geometry = GeometryCondition(c, config.geometry)
-        pairs = list(zip(config.explicit.taps, config.implicit.taps, config.taps, strict=True))
-        self.zero = nn.ModuleList(zeroed(nn.Conv2d(e, n, 1)) for e, _, n in pairs)
-        self.fusion = nn.ModuleList(Fusion(e, i, n) for e, i, n in pairs)
+        self.zero = nn.ModuleList(zeroed(nn.Conv2d(e, n, 1)) for e, n in zip(config.explicit.taps, config.taps, strict=True))
+        carried = () if config.implicit is None else zip(config.explicit.taps, config.implicit.taps, config.taps, strict=True)
+        self.fusion = nn.ModuleList(Fusion(e, i, n) for e, i, n in carried)
 
     @classmethod
     def of_unet(cls, unet: UNet2DConditionModel, explicit: float = 1.0, implicit: float = 1.0) -> HybridPriors:
@@ -128,8 +129,14 @@ class HybridPriors(nn.Module):
         model = cls(HybridPriorsConfig.of_unet(unet.config, explicit, implicit))
         weights = unet.state_dict()
         model.explicit.copy_unet(weights, mask_channels=1)
-        model.implicit.copy_unet(weights)
+        if model.implicit is not None:
+            model.implicit.copy_unet(weights)
         return model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.zero[0].weight.dtype  # type: ignore[return-value]
 
     def forward(
         self, z_t: Tensor, t: Tensor, alpha_bar: Tensor, told: Conditions, w_ex: float = 1.0, w_im: float = 1.0, literal: bool = False
@@ -138,17 +145,17 @@ class HybridPriors(nn.Module):
 
         alpha_bar (B, 1, 1, 1) at t. w_ex scales everything (0 switches the model off), w_im the implicit part. literal: Eq. 10
         as printed, with the target's z_t beside the driver's latents; by default the driver's own latents are noised with the
-        driver's anchor noise at the same t, so that what is carried is aligned.
+        driver's anchor noise at the same t, so that what is carried is aligned. Residuals come in the weights' precision.
         """
-        projected = told.projected
+        projected, own = told.projected, self.dtype
         if told.render is not None and told.normal is not None:
-            projected = self.geometry(projected, told.render, told.normal)
-        features = self.explicit(torch.cat([z_t, projected, told.mask], 1), t)
+            projected = self.geometry(*(x.to(own) for x in (projected, told.render, told.normal)))
+        features = self.explicit(torch.cat([z_t, projected, told.mask], 1).to(own), t)
         residuals = [zero(f) for zero, f in zip(self.zero, features, strict=True)]
-        if told.driver is not None and told.warps is not None and w_im != 0:
+        if self.implicit is not None and told.driver is not None and told.warps is not None and w_im != 0:
             noisy = z_t if literal else self._noised_driver(told, alpha_bar)
-            around = self.implicit(torch.cat([noisy, told.driver], 1), t)
-            carried = [told.warps[f.shape[-1]].apply(f) for f in around]
+            around = self.implicit(torch.cat([noisy, told.driver], 1).to(own), t)
+            carried = [told.warps[f.shape[-1]].apply(f).to(f.dtype) for f in around]
             fused = [fuse(f, c) for fuse, f, c in zip(self.fusion, features, carried, strict=True)]
             residuals = [r + w_im * f for r, f in zip(residuals, fused, strict=True)]
         return [w_ex * r for r in residuals]

@@ -17,13 +17,15 @@ from torch import Tensor
 
 from portrait_backend.context import Context
 from portrait_backend.diffusion import BACKGROUND
+from portrait_backend.diffusion.memory import plan
+from portrait_backend.diffusion.sources import find_sources
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.density_grid import SAMPLES
 from portrait_backend.radiance.head import Head
 from portrait_backend.refinement.noise_resampling import Aggregate, Gradient, anchor_noise, image_gradients, resample, retain
 from portrait_backend.refinement.psi import Psi
-from portrait_backend.refinement.sampling import Driver, Front, Refiner, load_refiner, new_image
+from portrait_backend.refinement.sampling import Driver, Front, Refiner, new_image, refiner_from
 from portrait_backend.refinement.settle import Target, settle
 from portrait_backend.refinement.state import RefinementState, ViewState, fingerprint_of
 from portrait_backend.refinement.view_images import ViewImages, photo_image, render_view
@@ -66,12 +68,12 @@ def refine(
 ) -> RefinedHead:
     """Refine `head` and return it with its views.
 
-    refiner: the networks, by default the shipped ones (none for method "transport"). state: a file that is written after every round and
-    continued from if it belongs to the same work. Raises `Cancelled`; PortraitDiffusionError ``weights-missing``.
+    refiner: the networks, by default those of `context.diffusion` (none for method "transport"). state: a file that is written after
+    every round and continued from if it belongs to the same work. Raises `Cancelled`; PortraitDiffusionError ``weights-missing``.
     """
     if refiner is None and settings.method == "diffusion" and settings.iterations > 0:
-        refiner = load_refiner()
-    if refiner is not None:
+        refiner = refiner_from(find_sources(context.diffusion, ("refinement",)), plan(context.diffusion, context.device))
+    elif refiner is not None:
         refiner = refiner.to(context.device, context.dtype)
     return _Refinement(head, portrait, settings, context, refiner, state).run()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +13,20 @@ from torch import Tensor
 from portrait_backend.diffusion import BACKGROUND
 from portrait_backend.diffusion.codec import Codec
 from portrait_backend.diffusion.denoiser import Denoiser
+from portrait_backend.diffusion.memory import MemoryPlan
+from portrait_backend.diffusion.placement import place
+from portrait_backend.diffusion.sources import Sources
 from portrait_backend.diffusion.weights import STARTER, load_codec, load_denoiser
 from portrait_backend.geometry.reprojection import find_warp
 from portrait_backend.geometry.surface_views import SurfaceView
+from portrait_backend.refinement.brushnet import read_brushnet, start_from_brushnet
 from portrait_backend.refinement.hybrid_priors import Conditions, HybridPriors, tap_warps
 from portrait_backend.refinement.injection import injected
 from portrait_backend.refinement.view_images import ViewImages
 from portrait_backend.refinement.weights import check_partners, load_hybrid_priors
 from portrait_shared.settings import RefinementSettings
 
+log = logging.getLogger(__name__)
 SIZE_OF_LENGTHS = 256
 """The pixel lengths below hold for images of this width and scale with it."""
 FEATHER = 2
@@ -52,9 +58,32 @@ class Refiner:
         return size // self.codec.factor
 
 
-def load_refiner(codec: str | Path = STARTER, denoiser: str | Path = STARTER, priors: str | Path = STARTER) -> Refiner:
+def refiner_from(sources: Sources, memory: MemoryPlan) -> Refiner:
+    """Load the networks of a job and bring them to where the plan wants them.
+
+    Where nobody has trained branches over a downloaded denoiser, the Explicit one is BrushNet's. An untrained Implicit branch and geometry
+    condition end in zeros: they are left out.
+    """
+    if sources.priors is not None:
+        refiner = load_refiner(sources.codec, sources.denoiser, sources.priors, memory.dtype)
+    else:
+        denoiser = load_denoiser(sources.denoiser, memory.dtype)
+        priors = HybridPriors.of_unet(denoiser.unet, implicit=0)
+        assert sources.brushnet is not None, "sources name trained branches or what they start from"
+        done = start_from_brushnet(priors, read_brushnet(sources.brushnet))
+        log.info("Branches from %s: %s", sources.brushnet, done)
+        refiner = Refiner(load_codec(sources.codec, memory.dtype), denoiser, priors.requires_grad_(False).eval())
+    priors = refiner.priors
+    branches = [branch for branch in (priors.explicit, priors.implicit) if branch is not None]
+    place(memory, refiner.codec, [refiner.denoiser], branches, [priors.geometry, priors.zero, priors.fusion])
+    return refiner
+
+
+def load_refiner(
+    codec: str | Path = STARTER, denoiser: str | Path = STARTER, priors: str | Path = STARTER, dtype: torch.dtype = torch.float32
+) -> Refiner:
     """Load the networks: the shipped ones, or files and diffusers folders; errors as in `diffusion.weights`, and ``weights-mismatched``."""
-    refiner = Refiner(load_codec(codec), load_denoiser(denoiser), load_hybrid_priors(priors))
+    refiner = Refiner(load_codec(codec, dtype), load_denoiser(denoiser, dtype), load_hybrid_priors(priors))
     check_partners(priors, codec=refiner.codec, denoiser=refiner.denoiser)
     return refiner
 
@@ -102,7 +131,7 @@ def tell(refiner: Refiner, driver: Driver, target: ViewImages, projected: Tensor
     told = Conditions(codec.encode(projected), F.interpolate(mask, size=(width, width), mode="nearest"))
     if settings.geometry_condition:
         told = Conditions(told.projected, told.mask, codec.encode(target.image.detach()), codec.encode(target.normals))
-    if not settings.implicit_branch:
+    if not settings.implicit_branch or refiner.priors.implicit is None:
         return told
     warps = tap_warps(refiner.priors.config, driver.surface, target.surface, width, settings.warp)
     return Conditions(told.projected, told.mask, told.render, told.normal, codec.encode(driver.image), driver.noise, warps)

@@ -53,7 +53,7 @@ class RestoredField:
 
     def _sample(self, residual: Tensor, points: Tensor) -> Tensor:
         geometry = self.head.geometry
-        sampled = sample_planes(residual, (points / self.half_extent)[None], geometry.axes, geometry.padding)[0]
+        sampled = sample_planes(residual, geometry.normalised(points)[None], geometry.axes, geometry.padding)[0]
         return sampled / 3 if geometry.reduce == "mean" else sampled
 
     def _inside(self, raw: Tensor, points: Tensor) -> Tensor:

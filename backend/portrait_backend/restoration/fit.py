@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from portrait_backend.context import Context
 from portrait_backend.diffusion import BACKGROUND
+from portrait_backend.diffusion.condition import Domain
+from portrait_backend.diffusion.memory import MemoryPlan, plan
+from portrait_backend.diffusion.sources import Sources, find_sources
 from portrait_backend.models import starter_path
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.cameras import Camera
@@ -41,8 +45,6 @@ from portrait_backend.restoration.views import SAMPLES, View, draw_angles, rende
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import RestorationSettings
 
-STARTER_SIZE = 128
-"""Side of the images that the starter denoiser is shown here; it is trained at 128 and 256 px, and 128 costs a quarter."""
 DECODER_RATE = 0.1
 """Learning rate of the decoder, share of phi's: it is one for all of space."""
 GRID, REBUILD, SNAPSHOT, PREVIEW = 80, 10, 5, 5
@@ -123,23 +125,34 @@ class Fit:
         return replace(head, meta=head.meta | {"restored": True})
 
 
-def starter_phi(head: Head) -> DetailPreservationUNet:
-    """Return the shipped pre-trained phi; for planes of another shape than the starter prior's a fresh one (whose residual is zero).
+def trained_phi(head: Head, sources: Sources) -> DetailPreservationUNet:
+    """Return the pre-trained phi of a job, by default the shipped one; a fresh one (zero residual) where planes have another shape.
 
-    PortraitDiffusionError ``weights-missing`` where it is not installed.
+    PortraitDiffusionError ``weights-missing`` where the shipped one is not installed.
     """
     config = config_for(head)
+    if sources.detail_unet is not None and (phi := load_detail_unet(sources.detail_unet)).config.channels == config.channels:
+        return phi
     if config != DetailUNetConfig():
         return DetailPreservationUNet(config)
     return load_detail_unet(starter_path(DETAIL_WEIGHTS))
 
 
-def starter_prior() -> DiffusionPrior:
-    """Return the shipped codec and denoiser; PortraitDiffusionError ``weights-missing`` where they are not."""
+def prior_from(sources: Sources, settings: RestorationSettings, memory: MemoryPlan) -> DiffusionPrior:
+    """Load codec and denoisers of a job and bring them to where the plan wants them; a domain that doesn't count needs no denoiser."""
+    from portrait_backend.diffusion.placement import place
     from portrait_backend.diffusion.weights import load_codec, load_denoiser
 
-    denoiser = load_denoiser()
-    return DiffusionPrior(load_codec(), {"rgb": denoiser, "normal": denoiser}, STARTER_SIZE)
+    wanted: dict[Domain, str | Path] = {}
+    if settings.normal_weight > 0:
+        wanted["normal"] = sources.normal
+    if settings.colour_weight > 0:
+        wanted["rgb"] = sources.denoiser
+    loaded = {where: load_denoiser(where, memory.dtype) for where in dict.fromkeys(wanted.values())}
+    denoisers = {domain: loaded[where] for domain, where in wanted.items()}
+    prior = DiffusionPrior(load_codec(sources.codec, memory.dtype), denoisers, sources.size)
+    place(memory, prior.codec, list(loaded.values()))
+    return prior
 
 
 def restore(
@@ -153,15 +166,16 @@ def restore(
 ) -> Head:
     """Fine-tune phi and psi_dec on the portrait (Eqs. 5-6) and return the restored head; 0 steps: phi's answer as it is.
 
-    prior, phi: other networks than the shipped ones, e.g. a diffusers folder's. Raises `RestorationDiverged`, and Cancelled.
+    prior, phi: other networks than those of `context.diffusion`. Raises `RestorationDiverged`, and Cancelled.
     """
+    sources = find_sources(context.diffusion, ("restoration",))
     context.report(0, settings.steps + 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(0, 2**31, (1,), generator=context.generator, device=context.generator.device)))
-        fit = Fit(head, phi or starter_phi(head), settings.learning_rate)
+        fit = Fit(head, phi or trained_phi(head, sources), settings.learning_rate)
     if settings.steps == 0:
         return fit.finished()
-    prior = (prior or starter_prior()).to(context.device)
+    prior = prior_from(sources, settings, plan(context.diffusion, context.device)) if prior is None else prior.to(context.device)
     guide = Guide(prior, settings, reference_image(portrait).to(context.device), context.generator)
     target = reference_target(portrait, context.device)
     offset = 360 * float(torch.rand((), generator=context.generator, device=context.generator.device))

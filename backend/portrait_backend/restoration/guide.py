@@ -55,6 +55,7 @@ class Guide:
 
     def __init__(self, prior: DiffusionPrior, settings: RestorationSettings, reference: Tensor, generator: torch.Generator) -> None:
         self.prior, self.settings, self.reference, self.generator = prior, settings, reference, generator
+        self._single = all(denoiser.unet.dtype == torch.float32 for denoiser in prior.denoisers.values())
 
     def losses(self, view: View, progress: float) -> dict[str, Tensor]:
         """Return the weighted guidance terms of a view; `progress` in [0, 1] anneals the noise level."""
@@ -123,6 +124,6 @@ class Guide:
     def _noise(self, z: Tensor) -> Tensor:
         return torch.randn(z.shape, generator=self.generator, device=self.generator.device).to(z.device)
 
-    @staticmethod
-    def _autocast(image: Tensor) -> torch.autocast:
-        return torch.autocast(image.device.type, torch.bfloat16)
+    def _autocast(self, image: Tensor) -> torch.autocast:
+        """Single-precision networks compute in bf16; others in their own half."""
+        return torch.autocast(image.device.type, torch.bfloat16, enabled=self._single)

@@ -14,6 +14,7 @@ import zmq
 
 from portrait_backend import __version__, stages
 from portrait_backend.models.inventory import starter_weights
+from portrait_backend.server.catalogue import model_infos
 from portrait_backend.server.folders import DataFolder
 from portrait_backend.server.gate import Gate
 from portrait_backend.server.jobs import Jobs, Quota
@@ -193,7 +194,7 @@ class FrontEnd:
         p.JobList: _list,
         p.JobResult: _result,
         p.ServerStatus: lambda self, owner, message: p.StatusReply(self.info(owner)),
-        p.ModelsList: lambda self, owner, message: p.ModelsReply(self._weights),
+        p.ModelsList: lambda self, owner, message: p.ModelsReply(self._weights, model_infos()),
         p.ServerShutdown: _shutdown,
     }
 

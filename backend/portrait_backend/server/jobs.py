@@ -60,6 +60,7 @@ class Jobs:
         job = _checked_id(message.job)
         settings = from_dict(message.settings)
         stages.check(settings)
+        stages.check_client(settings)
         parent = None if message.parent is None else self._own(owner, message.parent)
         if message.start is not None:
             settings = _keeping_geometry(settings, message.start, parent)

@@ -9,17 +9,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-
 from portrait_backend.context import cpu_context
 from portrait_backend.evaluation.held_out import with_true_pose
 from portrait_backend.prior import create_prior
 from portrait_backend.radiance.cameras import METRES_PER_UNIT
-from portrait_backend.radiance.head import Head
 from portrait_backend.training.head_dataset import load_heads
 from portrait_backend.training.hybrid_priors_data import read_view
+from portrait_backend.training.prior_dataset import write_view
 from portrait_backend.training.synthetic import DEPTH_SCALE_M
 from portrait_backend.training.synthetic_portrait import portrait_of
 from portrait_shared.settings import PriorSettings
@@ -38,7 +34,7 @@ def render_coarse_views(data: Path, out: Path, count: int | None, fit_steps: int
         head = prior.initialise(portrait_of(heads, row), settings, cpu_context(row))
         meta = json.loads((folder / "cameras.json").read_text())
         for record in meta["views"]:
-            _write(head, folder, home, record["view"])
+            write_view(head, read_view(folder, record["view"]).camera, home, record["view"])
         meta |= {"metres_per_unit": METRES_PER_UNIT, "depth_scale_m": DEPTH_SCALE_M, "provider": "starter"}
         for record in meta["views"]:
             camera = read_view(folder, record["view"]).camera
@@ -50,20 +46,3 @@ def render_coarse_views(data: Path, out: Path, count: int | None, fit_steps: int
         part.rename(home / "cameras.json")
         made += 1
     return made
-
-
-@torch.no_grad()
-def _write(head: Head, source: Path, home: Path, view: int) -> None:
-    out = head.render(read_view(source, view).camera, normals=True)
-    assert out.normals is not None
-    solid = out.alpha > 0.5
-    rgb = (out.rgb / out.alpha.clamp_min(1e-3)[..., None]).clamp(0, 1)
-    depth = torch.where(solid, out.depth, 0.0).numpy() * METRES_PER_UNIT / DEPTH_SCALE_M
-    normals = torch.where(solid[..., None], (out.normals * 127.5 + 127.5).round(), 0.0)
-    arrays = {
-        "rgb": (torch.cat([rgb, out.alpha[..., None]], -1) * 255).round().byte().numpy(),
-        "depth": np.rint(depth).clip(0, 65535).astype(np.uint16),
-        "normal": normals.byte().numpy(),
-    }
-    for name, array in arrays.items():
-        Image.fromarray(array).save(home / f"{name}_{view:03d}.png", compress_level=2)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from portrait_backend.diffusion import BACKGROUND
 from portrait_backend.diffusion.codec import Codec
-from portrait_backend.diffusion.condition import DOMAINS, ViewCondition
+from portrait_backend.diffusion.condition import DOMAINS
 from portrait_backend.diffusion.denoiser import Denoiser, starter_denoiser
-from portrait_backend.diffusion.weights import load_codec, save_denoiser
+from portrait_backend.diffusion.weights import load_codec, load_denoiser, save_denoiser
 from portrait_backend.training.augment import degrade_input
 from portrait_backend.training.codec_trainer import save_picture
 from portrait_backend.training.head_views import HeadViews, over_grey
@@ -53,7 +53,6 @@ class DenoiserLoss(nn.Module):
         """Return the loss of images (B, 3, S, S); drop (B,): under `DROP_ALL` no condition, under the sum of both shares no reference."""
         denoiser = self.denoiser
         encoder = denoiser.condition
-        assert isinstance(encoder, ViewCondition)
         with torch.no_grad():
             z = self._codec[0].encode(images).float()
         known = encoder.encode(azimuth, elevation, domains, reference)
@@ -81,9 +80,13 @@ class DenoiserRecipe:
         self.held_out = HeadViews(options.validation, 16) if options.validation else self.views
         self.codec = load_codec(codec)
         self.codec.model.to(memory_format=torch.channels_last)
-        self.denoiser = starter_denoiser()
-        self.denoiser.unet.set_attn_processor(AttnProcessor())  # on the CPU faster than the fused kernel in bf16
-        self.module, self.network = DenoiserLoss(self.denoiser, self.codec), self.denoiser
+        self.denoiser = starter_denoiser() if options.scale == "starter" else load_denoiser(codec)
+        if options.scale == "starter":
+            self.denoiser.unet.set_attn_processor(AttnProcessor())  # on the CPU faster than the fused kernel in bf16
+        else:
+            self.denoiser.unet.requires_grad_(True).enable_gradient_checkpointing()
+        self.module = DenoiserLoss(self.denoiser, self.codec)
+        self.network: nn.Module = self.denoiser if options.scale == "starter" else self.denoiser.unet
         self.references = self.views.near.nonzero()
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Any]:
@@ -135,8 +138,10 @@ class DenoiserRecipe:
     @torch.no_grad()
     def evaluate(self, network: nn.Module, picture: Path) -> dict[str, float]:
         """Return the held-out loss by noise level; the picture shows, per identity, the portrait, then sample and truth of three views."""
-        assert isinstance(network, Denoiser)
-        network.unet.set_attn_processor(AttnProcessor())
+        if not isinstance(network, Denoiser):  # full scale: the UNet alone learns
+            network = Denoiser(network, self.denoiser.scheduler, self.denoiser.condition)
+        else:
+            network.unet.set_attn_processor(AttnProcessor())
         generator = torch.Generator().manual_seed(7)
         rows, errors = [], {0.1: [0.0], 0.35: [0.0], 0.7: [0.0]}
         for identity in range(min(4, len(self.held_out))):
@@ -188,9 +193,17 @@ def _moved(sitter: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train_denoiser(options: TrainOptions, codec: str | Path = "starter", small_share: float = 0.5) -> Path:
-    """Train (or resume) the denoiser on latents of `codec`; writes denoiser.safetensors beside the checkpoint."""
+    """Train (or resume) the denoiser on latents of `codec`; writes denoiser.safetensors beside the checkpoint.
+
+    At full scale `codec` is a diffusers folder whose UNet goes on learning under its prompts; what comes out is another unet/ for it.
+    """
     recipe = DenoiserRecipe(options, codec, small_share)
     checkpoint = train(recipe, options)
+    if options.scale == "full":
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        recipe.denoiser.unet.load_state_dict(state["average"])
+        recipe.denoiser.unet.save_pretrained(options.out / "unet")
+        return checkpoint
     export_denoiser(checkpoint, options.out / "denoiser.safetensors", data=options.data.name)
     return checkpoint
 

@@ -12,14 +12,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from portrait_backend.diffusion.codec import Codec
 from portrait_backend.diffusion.denoiser import Denoiser
+from portrait_backend.diffusion.sources import Sources
 from portrait_backend.diffusion.weights import load_codec, load_denoiser
 from portrait_backend.geometry.reprojection import find_warp
 from portrait_backend.geometry.surface_views import SurfaceView
+from portrait_backend.refinement.brushnet import read_brushnet, start_from_brushnet
 from portrait_backend.refinement.hybrid_priors import Conditions, HybridPriors, HybridPriorsConfig, tap_warps
 from portrait_backend.refinement.injection import injected
 from portrait_backend.refinement.noise_resampling import anchor_noise
@@ -48,7 +51,8 @@ SHOWN_STEPS, SHOWN_STRENGTH = 8, 0.7
 class HybridPriorsOptions:
     """What this training is told besides the loop's options: networks (as in `load_codec`), coarse views, largest angle in degrees.
 
-    small_share: share of the batches at half the views' size, a quarter of the work.
+    small_share: share of the batches at half the views' size, a quarter of the work. brushnet: a BrushNet's folder to start from;
+    checkpointing: compute activations again in the backward pass instead of keeping them.
     """
 
     codec: str | Path = "starter"
@@ -57,6 +61,13 @@ class HybridPriorsOptions:
     largest_step: float = LARGEST_STEP
     small_share: float = 0.7
     implicit_width: float = IMPLICIT_WIDTH
+    brushnet: Path | None = None
+    checkpointing: bool = False
+
+    @classmethod
+    def full(cls, sources: Sources, coarse: Path | None = None, largest_step: float = LARGEST_STEP) -> HybridPriorsOptions:
+        """Return the options of full scale: a downloaded denoiser, whole branches that start from BrushNet's, the views' own size."""
+        return cls(sources.codec, sources.denoiser, coarse, largest_step, 0.0, 1.0, sources.brushnet, checkpointing=True)
 
 
 @dataclass(frozen=True)
@@ -129,6 +140,14 @@ def conditions_of(priors: HybridPriors, codec: Codec, pair: Pair, noise: Tensor,
     return told, anchor_noise(noise, pair.driver_surface, pair.target_surface, generator)
 
 
+def save_activations(unet: UNet2DConditionModel, priors: HybridPriors) -> None:
+    """Keep activations at the borders of layers only, in the branches and in the frozen UNet that gradients pass through."""
+    unet.enable_gradient_checkpointing()
+    for branch in (priors.explicit, priors.implicit):
+        if branch is not None:
+            branch.checkpointing = True
+
+
 class HybridPriorsRecipe:
     """Random pairs of neighbouring views, painted alike, depth from the truth or from the prior provider's heads."""
 
@@ -139,8 +158,13 @@ class HybridPriorsRecipe:
         self.held_out = ViewPairs(options.validation, 16, 60.0) if options.validation else self.views
         self.codec, self.denoiser = load_codec(more.codec), load_denoiser(more.denoiser)
         self.codec.model.to(memory_format=torch.channels_last)
-        self.denoiser.unet.set_attn_processor(AttnProcessor())  # on the CPU faster than the fused kernel in bf16
+        if options.scale == "starter":
+            self.denoiser.unet.set_attn_processor(AttnProcessor())  # on the CPU faster than the fused kernel in bf16
         self.priors = HybridPriors.of_unet(self.denoiser.unet, implicit=more.implicit_width)
+        if more.brushnet is not None:
+            print(f"from {more.brushnet}: {start_from_brushnet(self.priors, read_brushnet(more.brushnet))}")
+        if more.checkpointing:
+            save_activations(self.denoiser.unet, self.priors)
         self.module, self.network = HybridPriorsLoss(self.priors, self.denoiser, self.codec), self.priors
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Any]:

@@ -157,7 +157,11 @@ class PriorLoss(nn.Module):
         self.network, self.weights, self.activation, self.autocast = network, weights, activation, autocast
 
     def forward(self, sampler: Sampler, batch: int, device: torch.device) -> dict[str, Tensor]:
-        """Draw a batch and return the loss terms, `total` among them."""
+        """Draw a batch and return the loss terms, `total` among them. `autocast` alone says what may be in bf16."""
+        with torch.autocast(device.type, enabled=False):
+            return self._terms(sampler, batch, device)
+
+    def _terms(self, sampler: Sampler, batch: int, device: torch.device) -> dict[str, Tensor]:
         data, generator = sampler.data, sampler.generator
         rows = torch.randint(0, len(data.input_id), (batch,), generator=generator)
         appearance = draw_appearance(batch, generator)

@@ -1,4 +1,4 @@
-"""The training loop that codec, denoiser and Detail Preservation UNet share: resumable, seeded, averaged weights, bf16, CPU or GPUs.
+"""The one training loop: resumable, seeded, averaged weights, mixed precision, gradient accumulation, CPU, a GPU or several (DDP).
 
 A recipe says what is trained and on what; the loop does the rest. Interrupt it at any time: the next call with the same
 folder continues from the last checkpoint.
@@ -7,16 +7,24 @@ folder continues from the last checkpoint.
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import math
 import time
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
+
+from portrait_shared.errors import PortraitDiffusionError
+
+Precision = Literal["no", "bf16", "fp16"]
+Scale = Literal["starter", "full"]
 
 WARM_UP, FLOOR = 100, 0.03
 """Steps of warm-up; share of the learning rate at the end of the cosine."""
@@ -24,7 +32,10 @@ WARM_UP, FLOOR = 100, 0.03
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What a training run is told; the schedule ends at `steps` or `minutes` of training, whichever comes first."""
+    """What a training run is told; the schedule ends at `steps` or `minutes` of training, whichever comes first.
+
+    batch: per process and forward pass; `accumulate` of these make a step. log_with: a tracker of accelerate besides log.jsonl, by name.
+    """
 
     data: Path
     out: Path
@@ -38,6 +49,10 @@ class TrainOptions:
     limit: int | None = None
     evaluate_every: int = 500
     save_every: int = 200
+    precision: Precision = "bf16"
+    accumulate: int = 1
+    log_with: str = ""
+    scale: Scale = "starter"
 
 
 class Recipe(Protocol):
@@ -54,11 +69,19 @@ class Recipe(Protocol):
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Any]:
         """Draw a batch on the CPU."""
 
-    def evaluate(self, network: nn.Module, picture: Path) -> dict[str, float]:
+    def evaluate(self, network: nn.Module, picture: Path) -> Mapping[str, Any]:
         """Measure the averaged network on held-out data and write a picture of what it makes."""
 
     def config(self) -> dict[str, Any]:
         """Return what is needed to build the network again, as JSON data."""
+
+
+@runtime_checkable
+class Grouped(Protocol):
+    """A recipe whose parameters don't all learn alike."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return AdamW's parameter groups; `scale` multiplies the learning rate."""
 
 
 def schedule(progress: float, step: int) -> float:
@@ -79,7 +102,7 @@ def train(recipe: Recipe, options: TrainOptions) -> Path:
 
     FloatingPointError if the loss is not finite any more; the last good checkpoint stays.
     """
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16")
+    accelerator = _accelerator(options)
     if options.threads:
         torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -88,7 +111,10 @@ def train(recipe: Recipe, options: TrainOptions) -> Path:
     if saved is not None:
         recipe.network.load_state_dict(saved["network"])
     average = copy.deepcopy(recipe.network).eval()
-    optimiser = torch.optim.AdamW(recipe.network.parameters(), lr=options.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    trained = [p for p in recipe.network.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = recipe.groups() if isinstance(recipe, Grouped) else [{"params": trained}]
+    scales = [float(group.pop("scale", 1.0)) for group in groups]
+    optimiser = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     step, spent = 0, 0.0
     if saved is not None:
         average.load_state_dict(saved["average"])
@@ -100,14 +126,18 @@ def train(recipe: Recipe, options: TrainOptions) -> Path:
     log = _Log(options.out / "log.jsonl", accelerator, step)
     clock = time.monotonic()
     while (progress := max(step / options.steps, spent / (60 * options.minutes))) < 1:
-        for group in optimiser.param_groups:
-            group["lr"] = options.learning_rate * schedule(progress, step)
-        batch = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in recipe.draw(options.batch, generator).items()}
-        terms = module(**batch)
-        if not torch.isfinite(terms["total"]):
-            raise FloatingPointError(f"the loss became {float(terms['total'])} at step {step}; the last good checkpoint is {checkpoint}")
-        accelerator.backward(terms["total"])
-        accelerator.clip_grad_norm_(recipe.network.parameters(), 1.0)
+        for group, scale in zip(optimiser.param_groups, scales, strict=True):
+            group["lr"] = scale * options.learning_rate * schedule(progress, step)
+        for part in range(options.accumulate):
+            drawn = recipe.draw(options.batch, generator)
+            batch = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in drawn.items()}
+            with nullcontext() if part == options.accumulate - 1 else accelerator.no_sync(module):
+                terms = module(**batch)
+                total = terms["total"]
+                if not torch.isfinite(total):
+                    raise FloatingPointError(f"the loss became {float(total)} at step {step}; the last good checkpoint is {checkpoint}")
+                accelerator.backward(total / options.accumulate)
+        accelerator.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         step += 1
@@ -122,11 +152,30 @@ def train(recipe: Recipe, options: TrainOptions) -> Path:
             _save(checkpoint, recipe, average, optimiser, step, spent, options)
         if step % options.evaluate_every == 0 or last:
             measured = recipe.evaluate(average, options.out / f"samples_{step:06d}.png")
-            log.write(step, spent, {"validation": {k: round(v, 4) for k, v in measured.items()}})
+            log.write(step, spent, {"validation": {k: round(v, 4) if isinstance(v, float) else v for k, v in measured.items()}})
         elif step % 100 == 0:
             log.write(step, spent, {})
         clock = time.monotonic()
+    accelerator.end_training()
     return checkpoint
+
+
+def _accelerator(options: TrainOptions) -> Accelerator:
+    """Return accelerate's view of the processes, with the tracker asked for; PortraitDiffusionError where it is not installed."""
+    if options.log_with and importlib.util.find_spec(options.log_with) is None:
+        raise PortraitDiffusionError(
+            "extra-missing", f"the tracker {options.log_with} is not installed", f"Run python3 -m pip install {options.log_with}"
+        )
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=options.precision,
+        log_with=options.log_with or None,
+        project_dir=options.out,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # whole branches are left out of some batches
+    )
+    if options.log_with:
+        accelerator.init_trackers("portrait-diffusion", {"batch": options.batch, "learning_rate": options.learning_rate})
+    return accelerator
 
 
 class _Log:
@@ -143,6 +192,8 @@ class _Log:
         means = {k: round(float(v) / max(1, step - self.since), 5) for k, v in self.sums.items()}
         line = json.dumps({"step": step, "seconds": round(seconds, 1), **means, **more})
         self.accelerator.print(line, flush=True)
+        numbers = {f"validation/{k}": v for k, v in more.get("validation", {}).items() if isinstance(v, float)}
+        self.accelerator.log(means | numbers, step=step)
         with self.path.open("a") as log:
             log.write(line + "\n")
         self.sums, self.since = {}, step
