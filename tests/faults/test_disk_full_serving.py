@@ -39,12 +39,14 @@ def attempt(server: Server, content: bytes, id: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_server_with_any_space_left(disk: Path, tmp_path: Path) -> None:
+def test_a_server_with_any_space_left(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for patience in ("RECONNECT_SECONDS", "RESUBMIT_SECONDS"):
+        monkeypatch.setattr(f"portrait_shared.client.{patience}", 1.0)
     data = disk / "data"
     outcomes: list[str] = []
     sent: dict[str, bytes] = {}
     with Server(data, stderr=tmp_path / "stderr").start() as server:
-        for number, leave in enumerate(range(0, 40 * PAGE, PAGE)):
+        for number, leave in enumerate(range(0, 48 * PAGE, 2 * PAGE)):
             content = photo(number=number, size=RESULT, padding="x" * PHOTO)
             id = p.new_id()
             ballast = fill(disk, leave)
