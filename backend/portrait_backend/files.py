@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from portrait_shared.errors import PortraitDiffusionError
+
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
@@ -41,6 +43,12 @@ def is_disk_full(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def disk_full(error: BaseException) -> PortraitDiffusionError:
+    """Return the error for users of one that `is_disk_full`."""
+    first = (str(error).splitlines() or [""])[0]
+    return PortraitDiffusionError("disk-full", f"no space left ({first})", "Free some space and run the same again", retryable=True)
 
 
 def sync_folder(folder: Path) -> None:

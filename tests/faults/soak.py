@@ -1,16 +1,19 @@
 """A server under light load for as long as you like, its memory written down: `python -m tests.faults.soak --minutes 60 -o soak.csv`.
 
 Jobs run the real pipeline on an analytic head (or the light engine with --engine); every job comes from a client that connects, follows it,
-fetches the result, deletes the job and leaves. Exit code 1: a job failed, or the memory grew.
+fetches the result, deletes the job and leaves. Each job is a line of the table, written
+at once. Exit code 1: a job failed, or the memory grew.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -61,27 +64,23 @@ def one_job(server: Server, settings: Settings, number: int, folder: Path) -> No
         client.delete(job.id)
 
 
-def soak(minutes: float, engine: str, pause: float, data: Path) -> list[Sample]:
-    """Run jobs one after the other, `pause` seconds between; returns a sample after each."""
-    settings = from_dict(SMALL)
-    samples: list[Sample] = []
+def soak(minutes: float, engine: str, pause: float, data: Path) -> Iterator[Sample]:
+    """Run jobs one after the other, `pause` seconds between; yields a sample after each."""
+    settings, number = from_dict(SMALL), 0
     with Server(data / "server", engine).start() as server, tempfile.TemporaryDirectory() as results:
         assert server.process is not None
         start = time.monotonic()
         while time.monotonic() - start < 60 * minutes:
-            one_job(server, settings, len(samples), Path(results))
-            for path in Path(results).iterdir():
-                for file in path.rglob("*"):
-                    if file.is_file():
-                        file.unlink()
+            number += 1
+            one_job(server, settings, number, Path(results))
+            shutil.rmtree(Path(results) / str(number))
             assert len(server.workers) == 1, "no worker was replaced"
             pid = server.process.pid
             files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
             seconds = round(time.monotonic() - start, 1)
-            samples.append(Sample(seconds, len(samples) + 1, resident_mb(pid), files, resident_mb(server.workers[-1])))
+            yield Sample(seconds, number, resident_mb(pid), files, resident_mb(server.workers[-1]))
             time.sleep(pause)
     assert integrity(data / "server") == "ok"
-    return samples
 
 
 def slope_mb_per_hour(samples: list[Sample], name: str) -> float:
@@ -99,12 +98,14 @@ def main() -> int:
     parser.add_argument("--engine", default=PIPELINE, help=f"or {FAKE}")
     parser.add_argument("-o", "--output", type=Path, default=Path("soak.csv"))
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as data:
-        samples = soak(options.minutes, options.engine, options.pause, Path(data))
-    with options.output.open("w", newline="") as stream:
+    samples: list[Sample] = []
+    with tempfile.TemporaryDirectory() as data, options.output.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow([field.name for field in fields(Sample)])
-        writer.writerows(astuple(sample) for sample in samples)
+        for sample in soak(options.minutes, options.engine, options.pause, Path(data)):
+            samples.append(sample)
+            writer.writerow(astuple(sample))
+            stream.flush()
     first, last = samples[int(WARM_UP * len(samples))], samples[-1]
     slopes = {name: slope_mb_per_hour(samples, f"{name}_mb") for name in ("server", "worker")}
     print(f"{last.jobs} jobs in {last.seconds / 60:.1f} minutes; after the warm-up:")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,21 +11,10 @@ import portrait_backend
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import MeshSettings, OutputSettings, Settings
 from tests.cli import fake_parts
-from tests.faults.tmpfs import MountRefused, fill, tmpfs
+from tests.faults.tmpfs import fill
 
-KILOBYTES = 32 * 1024
 PAGE = 4096
 """What a tmpfs gives away at once: leaving one page more each time meets every write."""
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """Return the folder of a small file system of its own."""
-    try:
-        with tmpfs(tmp_path / "disk", KILOBYTES) as folder:
-            yield folder
-    except MountRefused as error:
-        pytest.skip(f"needs a tmpfs: {error}")
 
 
 def used(folder: Path) -> int:

@@ -42,8 +42,8 @@ def alive(pid: int) -> bool:
 class Server:
     """A server process on a data folder; may be started again and again."""
 
-    def __init__(self, data: Path, engine: str = FAKE) -> None:
-        self.data, self.engine = data, engine
+    def __init__(self, data: Path, engine: str = FAKE, stderr: Path | None = None) -> None:
+        self.data, self.engine, self.stderr = data, engine, stderr
         self.process: subprocess.Popen[bytes] | None = None
         self.clients: list[Client] = []
 
@@ -65,7 +65,8 @@ class Server:
         self.connection_file.unlink(missing_ok=True)
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         command = [sys.executable, str(SCRIPT), self.engine, str(self.data), *more]
-        self.process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+        with (self.stderr or Path(os.devnull)).open("ab") as stderr:
+            self.process = subprocess.Popen(command, env=env, stderr=stderr)
         wait_for(
             lambda: self.connection_file.exists() or self.process is None or self.process.poll() is not None, "the server", START_SECONDS
         )

@@ -1,13 +1,21 @@
-"""Run a server with another engine, in a process of its own: `run_server.py ENGINE DATA [bind [devices [parent pid [idle minutes]]]]`."""
+"""Run a server with another engine, in a process of its own: `run_server.py ENGINE DATA [bind [devices [parent pid [idle minutes]]]]`.
+
+CLOCK in the environment names a file with the seconds by which its wall clock is off; the file may change at any time.
+"""
 
 import math
+import os
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 if __name__ == "__main__":
+    if "CLOCK" in os.environ:
+        offset, true_time = Path(os.environ["CLOCK"]), time.time
+        time.time = lambda: true_time() + float(offset.read_text())
     from portrait_backend.cli.console import terminable
     from portrait_backend.server.serve import ServeOptions, serve
     from portrait_shared.errors import PortraitDiffusionError

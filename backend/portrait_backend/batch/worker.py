@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from portrait_backend.files import disk_full, is_disk_full
 from portrait_backend.processes import leave_with_parent, only_device
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import Settings
@@ -143,6 +144,8 @@ def run(engine: Engine, task: Task, send: Callable[[Report], None], cancelled: C
         seconds = time.perf_counter() - clock
         if isinstance(error, Cancelled):
             return Outcome(task.index, "cancelled", seconds)
+        if is_disk_full(error):
+            return Outcome(task.index, "failed", seconds, error=disk_full(error).as_dict())
         return Outcome(task.index, "failed", seconds, error=fault(error))
     photo = record.get("photo", {}).get("sha256", "")
     return Outcome(task.index, "completed", time.perf_counter() - clock, photo, tuple(record.get("warnings", ())))

@@ -13,6 +13,7 @@ import typer
 
 from portrait_backend import __version__
 from portrait_backend.cli import batch, console, doctor, evaluate, generate, jobs, keys, models, render, serve, train
+from portrait_backend.files import disk_full, is_disk_full
 from portrait_shared.errors import PortraitDiffusionError
 
 HELP = "One portrait photo in; a textured, full 360-degree 3D head out."
@@ -63,5 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Abort:
         return report.cancelled()
     except Exception as error:  # noqa: BLE001 - the outermost frame: everything unexpected becomes one line and a log file
+        if is_disk_full(error):
+            return report.user_error(disk_full(error))
         return report.internal_error(error)
     return report.cancelled() if code == console.CANCELLED else int(code or 0)

@@ -64,7 +64,9 @@ def purge(
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[JobStore, DataFolder, KeyFolder]]:
-    """Open a server's data folder; raises PortraitDiffusionError ``data-not-found`` if it is none."""
+    """Open a server's data folder; raises PortraitDiffusionError ``data-not-found`` if it is none, ``data-not-writable``."""
+    import sqlite3
+
     from portrait_backend.server.folders import DataFolder
     from portrait_backend.server.keys import KeyFolder
     from portrait_backend.server.store import JobStore
@@ -72,12 +74,17 @@ def _opened(path: Path) -> Iterator[tuple[JobStore, DataFolder, KeyFolder]]:
 
     if not (path / "jobs.sqlite").is_file():
         raise PortraitDiffusionError("data-not-found", f"{path} is no data folder of a backend", "Name the folder of serve with --data")
-    folder = DataFolder(path)
-    store = JobStore(folder.store)
     try:
-        yield store, folder, KeyFolder(folder.keys)
-    finally:
-        store.close()
+        folder = DataFolder(path)
+        store = JobStore(folder.store)
+        try:
+            yield store, folder, KeyFolder(folder.keys)
+        finally:
+            store.close()
+    except (OSError, sqlite3.OperationalError) as error:
+        raise PortraitDiffusionError(
+            "data-not-writable", f"can't write to {path} ({error})", "Free some space, or see who may write there"
+        ) from error
 
 
 def _facts(record: Record, keys: KeyFolder) -> dict[str, str]:

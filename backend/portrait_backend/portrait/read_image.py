@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
+import struct
 import warnings as python_warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +33,11 @@ MIN_SIDE = 64
 FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "TGA", "AVIF")
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"heif")
 RAW_SUFFIXES = (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw")
+DECODER_ERRORS = (
+    OSError, SyntaxError, EOFError, ValueError, LookupError, RuntimeError, TypeError, ArithmeticError, AttributeError, AssertionError,
+    struct.error, zlib.error,
+)  # fmt: skip
+"""What Pillow and the libraries behind it raise for a damaged file, found by fuzzing (tests/faults/fuzz.py)."""
 ADVICE = "Export the photo as JPEG or PNG and try again"
 
 
@@ -58,11 +65,12 @@ def read_photo(path: Path) -> Photo:
     path = Path(path)
     data = _file_bytes(path)
     notes: list[str] = []
-    with _bomb_checks_are_ours(), _open(data, path) as image:
+    with _quiet_decoders(), _open(data, path) as image:
         width, height = image.size
         _check_size(width, height, path)
-        if getattr(image, "n_frames", 1) > 1 and image.format not in ("MPO", "TIFF"):
-            notes.append(f"{path.name} is animated: its first frame of {getattr(image, 'n_frames', 1)} was used")
+        frames = _frames(image, path)
+        if frames > 1 and image.format not in ("MPO", "TIFF"):
+            notes.append(f"{path.name} is animated: its first frame of {frames} was used")
         if image.format in ("JPEG", "MPO") and max(width, height) >= 2 * MAX_SIDE:
             image.draft(None, (MAX_SIDE, MAX_SIDE))  # decodes at 1/2, 1/4 or 1/8 size, never below MAX_SIDE
         rgb, alpha = _decode(image, path, notes)
@@ -102,11 +110,19 @@ def _file_bytes(path: Path) -> bytes:
 
 
 @contextmanager
-def _bomb_checks_are_ours() -> Iterator[None]:
-    """Silence Pillow's size warning: `_check_size` decides (its error at twice the limit stays)."""
+def _quiet_decoders() -> Iterator[None]:
+    """Silence Pillow's warnings: about sizes, where `_check_size` decides (its error at twice the limit stays), and about damage."""
     with python_warnings.catch_warnings():
-        python_warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        python_warnings.simplefilter("ignore")
         yield
+
+
+def _frames(image: Image.Image, path: Path) -> int:
+    """Return how many pictures the file holds; the ways to count them run through all of it."""
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except DECODER_ERRORS as error:
+        raise _damaged(path, error) from error
 
 
 def _open(data: bytes, path: Path) -> Image.Image:
@@ -121,7 +137,7 @@ def _open(data: bytes, path: Path) -> Image.Image:
         raise PortraitDiffusionError("image-not-recognised", f"{path.name} is not an image this program can read", ADVICE) from error
     except Image.DecompressionBombError as error:
         raise _too_large(path, "more than 178 megapixels") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except DECODER_ERRORS as error:
         raise PortraitDiffusionError("image-unreadable", f"{path.name} is damaged ({error})", ADVICE) from error
 
 
@@ -158,12 +174,14 @@ def _decode(image: Image.Image, path: Path, notes: list[str]) -> tuple[NDArray[n
         return _to_srgb(upright, path, notes)
     except Image.DecompressionBombError as error:
         raise _too_large(path, "too many pixels") from error
-    except (OSError, SyntaxError, EOFError, ValueError, IndexError) as error:
-        cut = any(word in str(error).lower() for word in ("truncated", "broken data stream", "unexpected end", "incomplete"))
-        code, what = (
-            ("image-truncated", "is cut off: part of the file is missing") if cut else ("image-unreadable", f"is damaged ({error})")
-        )
-        raise PortraitDiffusionError(code, f"{path.name} {what}", "Copy or download the photo again") from error
+    except DECODER_ERRORS as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: BaseException) -> PortraitDiffusionError:
+    cut = any(word in str(error).lower() for word in ("truncated", "broken data stream", "unexpected end", "incomplete"))
+    code, what = ("image-truncated", "is cut off: part of the file is missing") if cut else ("image-unreadable", f"is damaged ({error})")
+    return PortraitDiffusionError(code, f"{path.name} {what}", "Copy or download the photo again")
 
 
 def _to_srgb(image: Image.Image, path: Path, notes: list[str]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:

@@ -75,7 +75,7 @@ class KeyFolder:
             raise ValueError("it holds no CURVE keys")
         except FileNotFoundError:
             pair = KeyPair.new()
-            write_private(path, json.dumps({"public": pair.public, "secret": pair.secret}) + "\n")
+            _write(path, json.dumps({"public": pair.public, "secret": pair.secret}) + "\n")
             return pair
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise PortraitDiffusionError("keys-unreadable", f"{path} can't be read ({error})", "Move it away to make new keys") from error
@@ -87,7 +87,7 @@ class KeyFolder:
         return pair
 
     def authorise(self, name: str, public: str) -> None:
-        """Authorise a client by its public key; raises PortraitDiffusionError key-name-invalid, key-exists, key-invalid."""
+        """Authorise a client by its public key; raises PortraitDiffusionError key-name-invalid, key-exists, key-invalid, key-not-written."""
         if not CLIENT_NAME.fullmatch(name):
             raise PortraitDiffusionError("key-name-invalid", f"{name!r} is no name for a key", "Use letters, digits, '-', '_' and '.'")
         if not KEY.fullmatch(public):
@@ -97,7 +97,7 @@ class KeyFolder:
         path = self.authorised_folder / f"{name}.pub"
         if path.exists():
             raise PortraitDiffusionError("key-exists", f"there is a key named {name} already", "Revoke it first, or take another name")
-        write_private(path, public + "\n")
+        _write(path, public + "\n")
 
     def revoke(self, name: str) -> None:
         """Shut a client out, connected or not; raises PortraitDiffusionError ``key-not-found``."""
@@ -144,6 +144,14 @@ class KeyFolder:
                         keys[key] = name.removesuffix(".pub")
             self._names, self._seen = keys, seen
         return self._names
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_private(path, text)
+    except OSError as error:
+        hint = "Free some space, or see who may write there"
+        raise PortraitDiffusionError("key-not-written", f"{path} can't be written ({error.strerror})", hint, retryable=True) from error
 
 
 def _signature(entry: os.DirEntry[str]) -> tuple[str | int, ...]:

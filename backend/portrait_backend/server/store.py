@@ -58,7 +58,10 @@ class Record:
 
 
 class JobStore:
-    """Jobs in a SQLite file. Every method is one transaction that is on the disk when it returns."""
+    """Jobs in a SQLite file. Every method is one transaction that is on the disk when it returns.
+
+    Old and new go by the order of submission (the rowid), never by times: a clock may be set back.
+    """
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.RLock()
@@ -151,11 +154,11 @@ class JobStore:
         """Return the jobs that ended before a time, oldest first."""
         marks = ", ".join("?" * len(ENDED))
         ended = "coalesce(json_extract(info, '$.finished'), created)"
-        return self._rows(f"WHERE state IN ({marks}) AND {ended} < ? ORDER BY created, rowid", *ENDED, moment)
+        return self._rows(f"WHERE state IN ({marks}) AND {ended} < ? ORDER BY rowid", *ENDED, moment)
 
     def all(self) -> list[Record]:
         """Return all jobs, oldest first."""
-        return self._rows("ORDER BY created, rowid")
+        return self._rows("ORDER BY rowid")
 
     def all_of(self, owner: str) -> list[Record]:
         """Return all jobs of an owner."""
@@ -164,16 +167,16 @@ class JobStore:
     def of_owner(self, owner: str, limit: int, offset: int) -> tuple[list[Record], int]:
         """Return an owner's jobs, newest first, and how many there are."""
         (total,) = self._db.execute("SELECT count(*) FROM jobs WHERE owner = ?", (owner,)).fetchone()
-        return self._rows("WHERE owner = ? ORDER BY created DESC, rowid DESC LIMIT ? OFFSET ?", owner, limit, offset), int(total)
+        return self._rows("WHERE owner = ? ORDER BY rowid DESC LIMIT ? OFFSET ?", owner, limit, offset), int(total)
 
     def in_state(self, *states: JobState) -> list[Record]:
         """Return the jobs in some states, oldest first."""
         marks = ", ".join("?" * len(states))
-        return self._rows(f"WHERE state IN ({marks}) ORDER BY created, rowid", *states)
+        return self._rows(f"WHERE state IN ({marks}) ORDER BY rowid", *states)
 
     def oldest(self, state: JobState) -> Record | None:
         """Return the job that has been in a state longest, by its age."""
-        rows = self._rows("WHERE state = ? ORDER BY created, rowid LIMIT 1", state)
+        rows = self._rows("WHERE state = ? ORDER BY rowid LIMIT 1", state)
         return rows[0] if rows else None
 
     def count(self, state: JobState, owner: str | None = None) -> int:

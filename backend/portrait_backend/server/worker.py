@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import zmq
 
+from portrait_backend.files import disk_full, is_disk_full
 from portrait_backend.processes import leave_with_parent, only_device
 from portrait_backend.server import backstage as b
 from portrait_backend.server.folders import JobFolder
@@ -182,6 +183,8 @@ def _run(engine: Engine, job: b.RunJob, reporter: Reporter) -> b.Finished | b.St
     except PortraitDiffusionError as error:
         return b.Failed(job.job, _error_info(error, job.settings), worn=error.code == "out-of-memory")
     except Exception as error:  # noqa: BLE001 - the outermost frame of a job: a fault of ours fails the job, not the worker
+        if is_disk_full(error):
+            return b.Failed(job.job, ErrorInfo.of(disk_full(error)))
         text = "".join(traceback.format_exception(error))
         log.error("job %s failed\n%s", job.job, text)
         first = (str(error).splitlines() or [""])[0]
