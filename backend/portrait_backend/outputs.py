@@ -44,8 +44,7 @@ def write_views(head: Head, folder: Path, settings: OutputSettings, context: Con
     preview: Tensor | None = None
     for index, (name, camera) in enumerate(view_cameras(settings).items()):
         context.report(index, len(VIEWS), preview)
-        with torch.no_grad():
-            view = head.render(camera.to(context.device))
+        view = head.picture(camera.to(context.device))
         Image.fromarray(straight_rgba8(view.rgb, view.alpha)).save(folder / f"{name}.png")
         preview = on_light(view.rgb, view.alpha) if context.wants_preview() else None
     context.report(len(VIEWS), len(VIEWS))

@@ -68,8 +68,7 @@ def render_cameras(
 
 
 def _write_view(head: Head, camera: Camera, folder: Path, name: str, passes: tuple[str, ...]) -> None:
-    with torch.no_grad():
-        view = head.render(camera, normals="normals" in passes)
+    view = head.picture(camera, normals="normals" in passes)
     if "rgba" in passes:
         Image.fromarray(straight_rgba8(view.rgb, view.alpha)).save(folder / f"{name}.png")
     if "depth" in passes:

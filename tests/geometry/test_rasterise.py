@@ -94,11 +94,23 @@ def test_chunks_do_not_change_the_picture(monkeypatch: pytest.MonkeyPatch) -> No
     points, faces = sphere(0.4, 16)
     pixels, z = camera.project(points)
     vertices = torch.cat([pixels, z[:, None]], 1)
-    whole = rasterise(vertices, faces, 80, 80)
+    whole = rasterise(vertices, faces, 80, 80, compiled=False)
     monkeypatch.setattr(module, "CANDIDATES_PER_CHUNK", 501)
-    pieces = rasterise(vertices, faces, 80, 80)
+    pieces = rasterise(vertices, faces, 80, 80, compiled=False)
     assert torch.equal(whole.face, pieces.face)
     assert torch.equal(whole.depth, pieces.depth)
+
+
+@pytest.mark.parametrize("perspective", [True, False])
+def test_the_compiled_loop_finds_the_same_fragments(perspective: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    vertices = torch.rand(300, 3, generator=generator) * torch.tensor([90.0, 70.0, 2.0]) + torch.tensor([-10.0, -5.0, 0.1])
+    faces = torch.randint(0, 300, (400, 3), generator=generator)
+    faces = torch.cat([faces, faces[:50]])  # equal depths
+    kernel, plain = (rasterise(vertices, faces, 60, 80, perspective, compiled=compiled) for compiled in (True, False))
+    assert torch.equal(kernel.face, plain.face)
+    assert torch.equal(kernel.depth, plain.depth)
+    torch.testing.assert_close(kernel.barycentric, plain.barycentric, rtol=0, atol=1e-6)
 
 
 def test_faces_behind_the_camera_and_degenerate_faces_are_skipped() -> None:

@@ -1,9 +1,9 @@
-"""Mesh rasterising in torch: which triangle covers each pixel centre, and where inside it.
+"""Mesh rasterising: which triangle covers each pixel centre, and where inside it.
 
-Serves the camera view (visibility) and UV space (texture baking) alike. Each triangle contributes the
-pixels of its bounding box as candidates; all candidates of all triangles form one long list that is worked
-through in chunks, so memory is bounded and there is no loop over faces. The nearest candidate wins, equal
-depths go to the lower face index: the result is deterministic.
+Serves the camera view (visibility) and UV space (texture baking) alike. The nearest triangle wins, equal depths go to the lower
+face index: the result is deterministic. On the CPU a compiled loop fills the image. In torch each triangle contributes the pixels of
+its bounding box as candidates; all candidates of all triangles form one long list that is worked through in chunks, so
+memory is bounded and there is no loop over faces.
 """
 
 from __future__ import annotations
@@ -49,13 +49,15 @@ class Fragments:
         return image
 
 
-def rasterise(vertices_px: Tensor, faces: Tensor, height: int, width: int, perspective: bool = True) -> Fragments:
+def rasterise(
+    vertices_px: Tensor, faces: Tensor, height: int, width: int, perspective: bool = True, compiled: bool | None = None
+) -> Fragments:
     """Rasterise triangles into a z-buffer of height x width pixels whose centres lie at +0.5.
 
     vertices_px (V, 3): x right, y down in pixels, depth (smaller is nearer); (V, 2) means depth 0.
     faces (F, 3) int64, either winding. With `perspective` depth is camera z: interpolation is
     perspective-correct and faces that reach z <= 0 are dropped (there is no near-plane clipping);
-    without it depth is affine, as in UV space. Degenerate faces are skipped.
+    without it depth is affine, as in UV space. Degenerate faces are skipped. compiled: None chooses the kernel on the CPU.
     """
     if vertices_px.ndim != 2 or vertices_px.shape[1] not in (2, 3) or faces.ndim != 2 or faces.shape[1] != 3:
         raise ValueError(f"rasterise needs vertices (V, 2 or 3) and faces (F, 3), got {tuple(vertices_px.shape)} and {tuple(faces.shape)}")
@@ -64,6 +66,8 @@ def rasterise(vertices_px: Tensor, faces: Tensor, height: int, width: int, persp
         vertices = torch.cat([vertices, torch.zeros_like(vertices[:, :1])], 1)
         perspective = False
     planes, low, extent, face_ids = _set_up(vertices[faces], height, width, perspective)
+    if vertices.device.type == "cpu" if compiled is None else compiled:
+        return _fill(planes, low, extent, face_ids, vertices[faces[face_ids], 2], height, width, perspective)
     empty = torch.iinfo(torch.int64).max
     winner = torch.full((height * width,), empty, dtype=torch.int64, device=vertices.device)
     ends = (extent[:, 0] * extent[:, 1]).cumsum(0)
@@ -81,6 +85,19 @@ def rasterise(vertices_px: Tensor, faces: Tensor, height: int, width: int, persp
         key = (sortable_bits(depth.float()) << 32) | triangle[inside]
         winner.scatter_reduce_(0, y[inside] * width + x[inside], key, "amin")
     return _fragments(winner, winner != empty, planes, face_ids, height, width, perspective, vertices, faces)
+
+
+def _fill(
+    planes: Tensor, low: Tensor, extent: Tensor, face_ids: Tensor, corner_depth: Tensor, height: int, width: int, perspective: bool
+) -> Fragments:
+    from portrait_backend.geometry import raster_kernel  # compiled at first use
+
+    triangle = torch.full((height, width), -1, dtype=torch.int64)
+    barycentric, depth = torch.zeros(height, width, 3), torch.full((height, width), float("inf"))
+    arrays = [x.contiguous().numpy() for x in (planes, low, extent, corner_depth)]
+    raster_kernel.fill(*arrays, perspective, EDGE_TOLERANCE, triangle.numpy(), barycentric.numpy(), depth.numpy())
+    face = torch.where(triangle >= 0, face_ids[triangle.clamp_min(0)], -1) if len(face_ids) else triangle
+    return Fragments(face, barycentric, depth)
 
 
 def _set_up(corners: Tensor, height: int, width: int, perspective: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

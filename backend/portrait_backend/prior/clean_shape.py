@@ -39,9 +39,9 @@ OUTSIDE_PX = 3
 
 
 @torch.no_grad()
-def clean_occupancy(head: RadianceField, portrait: Portrait) -> Tensor:
+def clean_occupancy(head: RadianceField, portrait: Portrait, grid: DensityGrid | None = None) -> Tensor:
     """Return the share of a solid's density (n, n, n), indexed z, y, x at cell centres as in `DensityGrid`, that the head should have."""
-    grid = DensityGrid.build(head, RESOLUTION)
+    grid = grid or DensityGrid.build(head, RESOLUTION)
     share = (grid.values / (2 * head.surface_density)).clamp(0, 1).numpy()
     axis = ((torch.arange(RESOLUTION) + 0.5) / RESOLUTION * 2 - 1) * head.half_extent
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")

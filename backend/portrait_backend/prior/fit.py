@@ -13,10 +13,10 @@ from torch import Tensor
 
 from portrait_backend.context import Context
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.clean_shape import clean_occupancy
+from portrait_backend.prior.clean_shape import RESOLUTION, clean_occupancy
 from portrait_backend.prior.paint import paint
 from portrait_backend.prior.surface import silhouette
-from portrait_backend.radiance.density_grid import DensityGrid
+from portrait_backend.radiance.density_grid import DensityGrid, neighbourhood_max
 from portrait_backend.radiance.head import Head
 from portrait_backend.radiance.triplane import resize_planes, sample_planes
 from portrait_shared.settings import PriorSettings
@@ -81,8 +81,9 @@ def fit_shape(head: Head, portrait: Portrait, steps: int, context: Context, weig
     weights, generator = weights or FitWeights(), context.generator
     field = ShapeField(head)
     optimiser = torch.optim.Adam([field.residual], lr=SHAPE_RATE, betas=(0.9, 0.95), fused=True)
-    wanted = clean_occupancy(head, portrait)
-    cells = _undecided(field, wanted)
+    found = DensityGrid.build(head, RESOLUTION)
+    wanted = clean_occupancy(head, portrait, found)
+    cells = _undecided(found.values / (2 * head.surface_density), wanted)
     target = torch.stack([portrait.matte, portrait.valid])[None]
     side = round(RAYS**0.5)
     for step in range(steps):
@@ -124,10 +125,10 @@ def _anchor(field: ShapeField, wanted: Tensor, cells: Tensor, w: FitWeights, gen
     return loss + w.residual * field.residual.pow(2).sum(-1).mean() + w.variation * _variation(field.residual)
 
 
-def _undecided(field: ShapeField, wanted: Tensor) -> Tensor:
-    """Return the cells (K,) of the lattice that are near the surface or not what they should be."""
-    share = DensityGrid.build(field, len(wanted)).values / (2 * field.surface_density)
-    edge = F.max_pool3d(wanted[None, None], 5, 1, 2)[0, 0] + F.max_pool3d(-wanted[None, None], 5, 1, 2)[0, 0] > 0.3
+def _undecided(share: Tensor, wanted: Tensor) -> Tensor:
+    """Return the cells (K,) of the lattices (n, n, n) that are near the surface or not what they should be."""
+    high, low = (neighbourhood_max(neighbourhood_max(sign * wanted)) for sign in (1, -1))  # 5 x 5 x 5 cells
+    edge = high + low > 0.3
     return (edge | ((share - wanted).abs() > 0.1)).flatten().nonzero()[:, 0]
 
 

@@ -55,7 +55,7 @@ class Placement:
         a, b = head.activation, head.bounds
         activation = replace(a, per_unit=a.per_unit / self.scale, surface=a.surface / self.scale)
         bounds = None if b is None else (b[0] * self.scale, b[1] * self.scale, b[2] * self.scale)
-        return replace(head, geometry=geometry, appearance=appearance, activation=activation, bounds=bounds, _grids={})
+        return replace(head, geometry=geometry, appearance=appearance, activation=activation, bounds=bounds, _made={})
 
     def facts(self) -> dict[str, object]:
         """Return it as JSON data."""

@@ -31,6 +31,9 @@ OPAQUE = 1e-3
 FLATTEN = 1 / 3
 """Exponent on the weights before sampling: equal bins would starve the flanks of the surface, where the quadrature errs most
 (16 samples, 64 px ellipsoid against 512: alpha 41 dB at 1, 56 dB at 1/2, 67 dB at 1/3, 72 dB at 1/4, which tolerates less haze)."""
+FINE_SAMPLES, FINE_FLATTEN = 6, 0.42
+"""Samples a ray from a refined lattice, and its `FLATTEN` (a starter head, 128 px, least of four views against 128 samples from 160 cells:
+rgb 43.8 dB, alpha 39.8 dB; 12 samples from the coarse lattice: 42.9 and 35.9 dB)."""
 NOTHING = 1e-5
 """Optical depth of a step that counts as none (as in `grid_kernels`)."""
 HIT = 1e-3
@@ -49,17 +52,21 @@ class DensityGrid:
     proposal: Tensor
     occupied: Tensor
     half_extent: float
+    steps: int = COARSE_STEPS
+    """Steps in which a ray is marched through the box."""
+    flatten: float = FLATTEN
+    """Exponent on the weights before sampling."""
 
     @classmethod
-    def from_values(cls, values: Tensor, half_extent: float) -> DensityGrid:
+    def from_values(cls, values: Tensor, half_extent: float, steps: int = COARSE_STEPS, flatten: float = FLATTEN) -> DensityGrid:
         """Wrap a lattice (n, n, n) of densities."""
         values = values.detach()
-        around = F.max_pool3d(values[None, None], 3, 1, 1)[0, 0]
+        around = neighbourhood_max(values)
         proposal = torch.maximum(values, HALO * around)
         proposal = torch.where(proposal > EMPTY, proposal, 0).contiguous()
         block = BLOCK if len(values) % BLOCK == 0 else 1
-        occupied = F.max_pool3d(F.max_pool3d(proposal[None, None], 3, 1, 1), block)[0, 0] > 0
-        return cls(values, proposal, occupied, half_extent)
+        occupied = F.max_pool3d(neighbourhood_max(proposal)[None, None], block)[0, 0] > 0
+        return cls(values, proposal, occupied, half_extent, steps, flatten)
 
     @classmethod
     @torch.no_grad()
@@ -76,19 +83,46 @@ class DensityGrid:
         A detail thinner than two cells may be missed between coarse cells; refine=False evaluates every cell.
         """
         half, device = field.half_extent, device or torch.device("cpu")
-        if not refine or resolution % 2:
-            return cls.from_values(_evaluate(field, _centres(resolution, half, device, dtype)).view(3 * (resolution,)), half)
-        coarse = _evaluate(field, _centres(resolution // 2, half, device, dtype)).view(1, 1, *3 * (resolution // 2,))
-        varies = F.max_pool3d(coarse, 3, 1, 1) + F.max_pool3d(-coarse, 3, 1, 1) > CONSTANT * field.surface_density
-        mask = varies.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4).view(-1)
-        values = F.interpolate(coarse, scale_factor=2, mode="trilinear", align_corners=False).view(-1)
-        index = mask.nonzero()[:, 0]
-        values[index] = _evaluate(field, _centres(resolution, half, device, dtype)[index])
-        return cls.from_values(values.view(3 * (resolution,)), half)
+        first = resolution // 2 if refine and resolution % 2 == 0 else resolution
+        values = _evaluate(field, _centres(first, half, device, dtype)).view(3 * (first,))
+        return cls.from_values(values if first == resolution else _halved(field, values), half)
+
+    @torch.no_grad()
+    def refined(self, field: RadianceField) -> DensityGrid:
+        """Return the lattice of the same field for pictures, with cells half as large and as many steps as cells.
+
+        It knows the surface so well that `FINE_SAMPLES` from it are as good as `SAMPLES` from this one. Evaluated again only
+        where the neighbourhood is not constant.
+        """
+        return self.from_values(_halved(field, self.values), self.half_extent, 2 * len(self.values), FINE_FLATTEN)
 
     def lookup(self, points: Tensor) -> Tensor:
         """Interpolate the density trilinearly at points (..., 3): (...,); clamped at the border."""
         return _interpolate(self.values, points / self.half_extent)
+
+
+def _halved(field: RadianceField, values: Tensor) -> Tensor:
+    """Return the lattice (2n, 2n, 2n) of a field from that of (n, n, n) cells."""
+    varies = neighbourhood_max(values) + neighbourhood_max(-values) > CONSTANT * field.surface_density
+    for axis in range(3):
+        varies = varies.repeat_interleave(2, axis)
+    finer = F.interpolate(values[None, None], scale_factor=2, mode="trilinear", align_corners=False).view(-1)
+    index = varies.view(-1).nonzero()[:, 0]
+    centres = _centres(2 * len(values), field.half_extent, values.device, values.dtype)
+    finer[index] = _evaluate(field, centres[index])
+    return finer.view(varies.shape)
+
+
+def neighbourhood_max(lattice: Tensor) -> Tensor:
+    """Return the largest value among the 3 x 3 x 3 cells around each cell of a lattice (..., n, n, n), axis by axis."""
+    for axis in (-3, -2, -1):
+        inner = lattice.shape[axis] - 1
+        widened = lattice.clone()
+        for low, high in ((0, 1), (1, 0)):
+            part = widened.narrow(axis, low, inner)
+            torch.maximum(part, lattice.narrow(axis, high, inner), out=part)
+        lattice = widened
+    return lattice
 
 
 def _centres(n: int, half: float, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -142,15 +176,16 @@ def propose(
     origins: Tensor,
     directions: Tensor,
     samples: int = SAMPLES,
-    steps: int = COARSE_STEPS,
+    steps: int | None = None,
     generator: torch.Generator | None = None,
     compiled: bool | None = None,
 ) -> Samples:
     """Place samples along rays by importance, from the lattice alone.
 
     origins (3,) or (N, 3), directions (N, 3); generator: stratified; compiled: None chooses the kernel on the CPU in float32.
-    Each ray is marched in `steps` steps through its own interval of the box.
+    Each ray is marched in `steps` steps (None: the lattice's own number) through its own interval of the box.
     """
+    steps = steps or grid.steps
     near, far = box_interval(origins, directions, grid.half_extent)
     u = quantiles(len(directions), samples, directions, generator)
     if compiled is None:
@@ -170,7 +205,7 @@ def _propose_kernel(
     rays = [x.detach().float().contiguous().numpy() for x in (origins.reshape(-1, 3), directions, near, far)]
     cells_per_unit = np.float32(0.5 * len(grid.proposal) / grid.half_extent)
     grid_kernels.place_samples(
-        grid.proposal.float().numpy(), grid.occupied.numpy(), cells_per_unit, *rays, steps, np.float32(OPAQUE), np.float32(FLATTEN),
+        grid.proposal.float().numpy(), grid.occupied.numpy(), cells_per_unit, *rays, steps, np.float32(OPAQUE), np.float32(grid.flatten),
         u.float().contiguous().numpy(), t.numpy(), gap.numpy(), mass.numpy(),
     )  # fmt: skip
     return t, gap, mass
@@ -187,7 +222,7 @@ def _propose_torch(
     before = torch.exp(-(torch.cumsum(x, -1) - x))
     weight = before * (1 - torch.exp(-x)) * (before >= OPAQUE)
     mass = weight.sum(-1)
-    weight = F.max_pool1d((weight**FLATTEN)[:, None], 3, 1, 1)[:, 0]
+    weight = F.max_pool1d((weight**grid.flatten)[:, None], 3, 1, 1)[:, 0]
     below = torch.cumsum(weight, -1)
     whole, below = below[:, -1:], F.pad(below, (1, -1))
     empty = F.pad(torch.cumsum((weight == 0).to(t.dtype), -1), (1, -1))

@@ -23,3 +23,14 @@ class RadianceField(Protocol):
 
     def decode(self, points: Tensor, features: bool = False) -> tuple[Tensor, Tensor]:
         """Density (N,) and rgb (N, 3), or all features (N, 32), whose first three are rgb, at points (N, 3)."""
+
+
+class LayeredField(RadianceField, Protocol):
+    """A field that tells density and colours apart, so that each can be asked for only where it counts."""
+
+    @property
+    def colours_apart(self) -> bool:
+        """Whether asking for both costs as much as asking for one, then the other."""
+
+    def values(self, points: Tensor, features: bool = False) -> Tensor:
+        """Colours (N, 3), or all features (N, 32), at points (N, 3)."""

@@ -36,6 +36,17 @@ def _block(x: Any, per_cell: Any, top: Any) -> Any:
     return int(min(max((x + np.float32(0.5)) * per_cell, np.float32(0)), top))
 
 
+@njit(inline="always", fastmath=True)
+def _steps_left(x: Any, pace: Any, block: int, blocks: int, per_cell: Any) -> Any:
+    """Steps of `pace` cells until x leaves its block along this axis; the outermost blocks reach to infinity."""
+    inverse = np.float32(1) / per_cell
+    if pace > np.float32(1e-6) and block < blocks - 1:
+        return ((np.float32(block + 1) * inverse - np.float32(0.5)) - x) / pace
+    if pace < np.float32(-1e-6) and block > 0:
+        return ((np.float32(block) * inverse - np.float32(0.5)) - x) / pace
+    return np.float32(1e6)
+
+
 @njit(parallel=True, fastmath=True, cache=True)
 def place_samples(
     lattice: Any,
@@ -70,14 +81,21 @@ def place_samples(
         o = origins[min(r, origins.shape[0] - 1)]
         transmittance, total, last = np.float32(1), np.float32(0), 0
         if step > 0:
-            for s in range(steps):
+            dx, dy, dz = scale * step * directions[r, 0], scale * step * directions[r, 1], scale * step * directions[r, 2]
+            s = 0
+            while s < steps:
                 at = near[r] + step * (np.float32(s) + np.float32(0.5))
                 x = middle + scale * (o[0] + directions[r, 0] * at)
                 y = middle + scale * (o[1] + directions[r, 1] * at)
                 z = middle + scale * (o[2] + directions[r, 2] * at)
-                last = s + 1
-                if not occupied[_block(z, per_cell, top), _block(y, per_cell, top), _block(x, per_cell, top)]:
+                k, j, i = _block(z, per_cell, top), _block(y, per_cell, top), _block(x, per_cell, top)
+                if not occupied[k, j, i]:  # go on where the ray leaves the block, never farther
+                    left = min(_steps_left(x, dx, i, blocks, per_cell), _steps_left(y, dy, j, blocks, per_cell))
+                    left = min(min(left, _steps_left(z, dz, k, blocks, per_cell)) - np.float32(0.05), np.float32(steps))
+                    s += max(int(left), 1)
+                    last = min(s, steps)
                     continue
+                last = s + 1
                 absorbed = _trilinear(lattice, x, y, z) * step
                 if absorbed > NOTHING:
                     here = transmittance * (np.float32(1) - np.exp(-absorbed))
@@ -86,6 +104,7 @@ def place_samples(
                     weight[s] = here**flatten
                 if transmittance < opaque:
                     break
+                s += 1
         mass[r] = total
         if total <= 0:
             continue

@@ -7,7 +7,7 @@ differentiable in whatever the field is made of. The direction parameter t is z-
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,14 +15,16 @@ from torch.utils.checkpoint import checkpoint
 
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.compositing import composite, midpoint_gaps, ray_weights
-from portrait_backend.radiance.density_grid import COARSE_STEPS, SAMPLES, DensityGrid, box_interval, propose, quantiles
-from portrait_backend.radiance.field import RadianceField
+from portrait_backend.radiance.density_grid import SAMPLES, DensityGrid, box_interval, propose, quantiles
+from portrait_backend.radiance.field import LayeredField, RadianceField
 
 MEMORY_BUDGET_MB = 1024.0
 BYTES_PER_SAMPLE = {False: 512, True: 1024}
 """Peak bytes that one decoded sample costs while its graph is alive, without and with features (measured, rounded up)."""
 CACHE_SAMPLES = 32768
 """Without gradients, chunks of about this many samples are fastest: their activations stay in the cache."""
+LIGHT = 2e-3
+"""Weight in its ray below which a sample's own colour is not asked for in a picture: half a grey level at most."""
 NORMAL_STEP, SATURATED = 0.008, 1e-4
 """Distance of the four differences of a normal, head units (3 mm); share of a solid's density that counts as empty (or as solid)."""
 TETRAHEDRON = ((1.0, 1.0, 1.0), (1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0))
@@ -58,10 +60,29 @@ def _shade(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Decode and composite samples t (M, S): values (M, 3 or 32), alpha, depth (M,), normals (M, 3)."""
     points = origins.reshape(-1, 1, 3) + directions[:, None] * t[..., None]
-    density, values = field.decode(points.reshape(-1, 3), features=features)
-    value, alpha, depth, _ = composite(density.view(t.shape), values.view(*t.shape, values.shape[-1]), t, gap)
+    if not torch.is_grad_enabled() and getattr(field, "colours_apart", False):
+        value, alpha, depth = _shade_apart(cast(LayeredField, field), points, t, gap, features)
+    else:
+        density, values = field.decode(points.reshape(-1, 3), features=features)
+        value, alpha, depth, _ = composite(density.view(t.shape), values.view(*t.shape, values.shape[-1]), t, gap)
     normal = surface_normals(field, origins + directions * depth[:, None]) if normals else None
     return value, alpha, depth, normal
+
+
+def _shade_apart(field: LayeredField, points: Tensor, t: Tensor, gap: Tensor, features: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Composite samples at points (M, S, 3) as `_shade` does, with colours decoded only where they weigh: values, alpha, depth.
+
+    The weight of the samples left out goes to the others of their ray in proportion.
+    """
+    weight = ray_weights(field.density(points.reshape(-1, 3)).view(t.shape), t, gap)
+    alpha = weight.sum(-1)
+    depth = (weight * t).sum(-1) / alpha.clamp_min(1e-4)
+    counts = weight >= torch.minimum(weight.amax(-1, keepdim=True), weight.new_tensor(LIGHT))
+    ray, sample = counts.nonzero(as_tuple=True)
+    kept = weight * counts
+    share = (kept * (alpha / kept.sum(-1).clamp_min(1e-12))[:, None])[ray, sample]
+    values = field.values(points[ray, sample], features)
+    return values.new_zeros(len(t), values.shape[-1]).index_add_(0, ray, share[:, None] * values), alpha, depth
 
 
 def surface_normals(field: RadianceField, points: Tensor, step: float = NORMAL_STEP) -> Tensor:
@@ -83,7 +104,7 @@ def render_rays(
     grid: DensityGrid,
     *,
     samples: int = SAMPLES,
-    coarse: int = COARSE_STEPS,
+    coarse: int | None = None,
     features: bool = False,
     normals: bool = False,
     generator: torch.Generator | None = None,

@@ -87,7 +87,7 @@ class KeyFolder:
         return pair
 
     def authorise(self, name: str, public: str) -> None:
-        """Authorise a client by its public key; raises PortraitDiffusionError key-name-invalid, key-exists, key-invalid, key-not-written."""
+        """Authorise a client by its public key; may raise errors key-name-invalid, key-exists, key-invalid, key-not-written."""
         if not CLIENT_NAME.fullmatch(name):
             raise PortraitDiffusionError("key-name-invalid", f"{name!r} is no name for a key", "Use letters, digits, '-', '_' and '.'")
         if not KEY.fullmatch(public):

@@ -179,7 +179,7 @@ class PhiRecipe:
                 truth = rgba[..., :3] * rgba[..., 3:] + 0.5 * (1 - rgba[..., 3:])
                 tiles.append(truth)
                 for name, head in (("before", before), ("after", RestoredField(before, network).merged())):
-                    out = replace(head, _grids={}).render(camera)
+                    out = replace(head, _made={}).render(camera)
                     shown = out.rgb + 0.5 * (1 - out.alpha[..., None])
                     _, psnr, iou = image_scores(shown, out.alpha, truth, rgba[..., 3])
                     scores[f"psnr_{name}"] += psnr / (count * len(views))
