@@ -45,6 +45,9 @@ class BallHead:
     def colour(self, points: torch.Tensor) -> torch.Tensor:
         return torch.where(points[:, :1] > 0, RED, BLUE)
 
+    def picture(self, camera: Camera, *, normals: bool = False) -> RenderOutput:
+        return self.render(camera, normals=normals)
+
     def render(self, camera: Camera, size: int | None = None, normals: bool = False) -> RenderOutput:
         camera = camera if size is None else camera.resized(size)
         origin, directions = camera.rays()
