@@ -91,7 +91,8 @@ def test_generate_returns_at_once_and_the_head_arrives(story: dict[str, Any]) ->
     seen = chapter(story, "first_head")
     assert seen["pressed"]["result"] == ["FINISHED"] and seen["pressed"]["own"] < MAIN_THREAD_SECONDS
     assert seen["state"] == "completed" and seen["started"] == "RUNNING", "a stopped backend is started by Generate"
-    assert seen["stages"][:2] == ["portrait", "prior"] and "mesh" in seen["stages"]
+    order = ["portrait", "prior", "mesh", "views", "turntable"]  # progress may be lost: the latest wins
+    assert seen["stages"] == [s for s in order if s in seen["stages"]] and {"prior", "mesh"} <= set(seen["stages"])
     assert min(seen["preview"]) >= 128, "a live preview arrived in the image data-block"
     assert seen["objects"] == 1, "head and camera came, the cube that the user deleted meanwhile stayed away"
 
