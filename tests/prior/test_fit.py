@@ -7,6 +7,7 @@ import torch
 
 from portrait_backend.context import Cancelled, Context
 from portrait_backend.portrait.types import Portrait
+from portrait_backend.prior.fit import around
 from portrait_backend.prior.starter import StarterPrior, encoder_input, predict_head, starter_network
 from portrait_shared.settings import PriorSettings
 
@@ -41,6 +42,17 @@ def test_the_fit_brings_the_reference_view_to_the_photo(portrait: Portrait) -> N
         colour, iou = reference_error(fitted, portrait)
     assert colour < 0.75 * colour_before
     assert iou > 0.9
+
+
+def test_there_is_no_haze_away_from_the_cleaned_shape(portrait: Portrait) -> None:
+    with torch.no_grad():
+        before = predict_head(starter_network(), portrait)
+    after = StarterPrior().initialise(portrait, PriorSettings(fit_steps=2), context())
+    assert before.region is None and after.region is not None
+    share = (after.density_grid(64).values / (2 * after.surface_density)) > 0.5
+    far = ~around(share.float(), 4)
+    assert float(before.density_grid(64).values[far].max()) > 0, "the network alone leaves some"
+    assert float(after.density_grid(64).values[far].max()) == 0
 
 
 def test_the_same_seed_gives_the_same_planes_and_another_does_not(portrait: Portrait) -> None:

@@ -28,7 +28,8 @@ def _two_plane_head() -> Head:
     appearance = TriPlane(features, 1, ((0, 1, 2), (1, 2, 0), (2, 0, 1)), 0.6, "mean")
     network = SuperResolution(SuperResolutionConfig(width=8, fine_width=8, blocks=1))
     activation, meta = DensityActivation(gain=4.0), {"seed": 7, "provider": "test"}
-    return replace(head, appearance=appearance, super_resolution=network, activation=activation, meta=meta)
+    region = torch.rand(5, 5, 5, generator=torch.Generator().manual_seed(6)) < 0.7
+    return replace(head, appearance=appearance, super_resolution=network, activation=activation, meta=meta, region=region)
 
 
 @pytest.mark.parametrize("make", [lambda: ellipsoid_head(size=16), _two_plane_head])
@@ -44,6 +45,9 @@ def test_what_was_saved_is_loaded_and_saving_it_again_gives_the_same_bytes(make:
         for name in ("axes", "depth", "half_extent", "reduce"):
             assert getattr(plane, name) == getattr(original, name), name
     assert (loaded.activation, loaded.meta) == (head.activation, head.meta)
+    points = torch.rand(500, 3, generator=torch.Generator().manual_seed(1)) - 0.5
+    assert torch.equal(loaded.inside(points), head.inside(points))
+    assert bool(head.inside(points).all()) == (head.region is None)
     for a, b in zip(loaded.parameters(), head.parameters(), strict=True):
         assert torch.equal(a, b)
     loaded.save(again)
@@ -124,6 +128,19 @@ def test_the_lattice_is_kept_until_the_planes_or_the_decoder_change() -> None:
     with torch.no_grad():
         head.decoder.out.bias.add_(0.1)
     assert head.density_grid(16) is not second
+
+
+def test_nothing_is_outside_the_region() -> None:
+    head = ellipsoid_head(size=16)
+    region = torch.zeros(4, 4, 4, dtype=torch.bool)
+    region[:, :, 2:] = True  # z, y, x: the half at positive x
+    half = head.within(region)
+    side = torch.tensor([[0.05, 0.0, 0.0], [-0.05, 0.0, 0.0]])
+    assert (half.density(side) > 0).tolist() == [True, False] and float(head.density(side).min()) > 0
+    kept = half.with_planes(appearance=half.appearance.with_planes(half.appearance.planes + 1))
+    assert kept.region is half.region, "the region stays when planes change"
+    alpha = half.render(Camera.orbit(0, 0, 16)).alpha
+    assert float(alpha[8, 6]) < 0.01 < 0.99 < float(alpha[8, 9])
 
 
 def test_geometry_planes_drive_density_and_appearance_planes_colour() -> None:

@@ -28,6 +28,8 @@ NEAR, ANYWHERE = 7000, 1000
 """Points a step that hold the shape: where it is decided, and in the whole box."""
 RAYS, GRID, REBUILD = 2025, 80, 14
 """Rays a step, lattice resolution, steps between two lattices."""
+MARGIN = 3
+"""Cells around the cleaned shape in which there may be matter; farther off there is the network's haze."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,14 @@ def fit_shape(head: Head, portrait: Portrait, steps: int, context: Context, weig
         loss.backward()
         optimiser.step()
         context.report(step + 1, 2 * steps, None, matte_error=float(error.detach()))
-    return field.finished()
+    return field.finished().within(around(wanted))
+
+
+def around(wanted: Tensor, cells: int = MARGIN) -> Tensor:
+    """Return the cells (n, n, n) bool within `cells` of the solid ones of a lattice (n, n, n)."""
+    for _ in range(cells):
+        wanted = neighbourhood_max(wanted)
+    return wanted > 0.5
 
 
 def _lookup(target: Tensor, at: Tensor) -> Tensor:

@@ -110,7 +110,8 @@ class Head:
     """A head as a radiance field; render it, mesh it (density, colour), fit it (`with_planes`), save it.
 
     meta: JSON data that travels with the file (provider, seed, ...). Density is per head unit and 0 outside the box, or outside the
-    smaller box of half sides `bounds` (x, y, z) around the planes' centre where a prior was trained to be empty.
+    smaller box of half sides `bounds` (x, y, z) around the planes' centre where a prior was trained to be empty, or where `region`,
+    cells (n, n, n) of the planes' box indexed z, y, x, is False.
     """
 
     geometry: TriPlane
@@ -120,6 +121,7 @@ class Head:
     super_resolution: SuperResolution | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     bounds: tuple[float, float, float] | None = None
+    region: Tensor | None = field(default=None, compare=False)
     _made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -141,10 +143,17 @@ class Head:
     def inside(self, points: Tensor) -> Tensor:
         """Whether points (N, 3) lie where there may be density (N,)."""
         box = self.geometry
-        points = points if box.centre == ORIGIN else points - points.new_tensor(box.centre)
-        if self.bounds is None:
-            return (points.abs() <= box.half_extent).all(-1)
-        return (points.abs() <= points.new_tensor(self.bounds).clamp(max=box.half_extent)).all(-1)
+        at = box.normalised(points)
+        within = (at.abs() <= (1.0 if self.bounds is None else at.new_tensor(self.bounds).div(box.half_extent).clamp(max=1))).all(-1)
+        if self.region is None:
+            return within
+        n = len(self.region)
+        x, y, z = ((at.detach() + 1) * (n / 2)).long().clamp(0, n - 1).unbind(-1)
+        return within & self.region[z, y, x]
+
+    def within(self, region: Tensor) -> Head:
+        """Return the head without what lies outside the cells `region` (n, n, n), bool."""
+        return replace(self, region=region.to(self.geometry.planes.device), _made={})
 
     def _density(self, raw: Tensor, points: Tensor) -> Tensor:
         return self.activation(raw) * self.inside(points)
@@ -193,7 +202,8 @@ class Head:
         for network in (self.decoder, self.super_resolution):
             if network is not None:
                 network.to(device=device, dtype=dtype)
-        return replace(self, geometry=geometry, appearance=appearance, _made={})
+        region = None if self.region is None else self.region.to(device)
+        return replace(self, geometry=geometry, appearance=appearance, region=region, _made={})
 
     def density_grid(self, resolution: int = RESOLUTION) -> DensityGrid:
         """Return the density lattice, built at first use and again when the planes or the decoder have changed."""

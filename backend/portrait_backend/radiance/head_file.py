@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -52,6 +53,9 @@ def head_bytes(head: Head, precision: torch.dtype = torch.float16) -> bytes:
     }
     if head.bounds is not None:
         record["bounds"] = head.bounds
+    if head.region is not None:
+        record["region"] = len(head.region)
+        tensors["region"] = torch.from_numpy(np.packbits(head.region.cpu().numpy()))
     for name in ("geometry",) if head.appearance is head.geometry else ("geometry", "appearance"):
         plane: TriPlane = getattr(head, name)
         tensors[name] = plane.features.detach().to("cpu", precision).contiguous()
@@ -109,7 +113,15 @@ def _read(path: Path) -> Head:
     if record["super_resolution"] is not None:
         network = _load_weights(SuperResolution(SuperResolutionConfig(**record["super_resolution"])), tensors, "super_resolution.")
     bounds = tuple(float(x) for x in record["bounds"]) if "bounds" in record else None
-    return Head(geometry, appearance, decoder, DensityActivation(**record["activation"]), network, record["meta"], bounds)  # type: ignore[arg-type]
+    region = _region(tensors["region"], record["region"]) if "region" in record else None
+    activation = DensityActivation(**record["activation"])
+    return Head(geometry, appearance, decoder, activation, network, record["meta"], bounds, region)  # type: ignore[arg-type]
+
+
+def _region(packed: Tensor, n: int) -> Tensor:
+    if n < 1 or packed.numel() != (n**3 + 7) // 8:
+        raise ValueError(f"its region is not one of {n} cells a side")
+    return torch.from_numpy(np.unpackbits(packed.numpy(), count=n**3).astype(bool).reshape(n, n, n))
 
 
 def _plane(features: Tensor, record: dict[str, Any]) -> TriPlane:

@@ -31,6 +31,7 @@ class PriorRecipe:
 
     def __init__(self, options: TrainOptions, start: Path | None = None) -> None:
         torch.manual_seed(options.seed)
+        options.out.mkdir(parents=True, exist_ok=True)  # the cache goes there
         self.data = load_heads(options.data, options.limit, options.seed, cache=options.out / "heads.pt", mirror=True)
         self.held_out = load_heads(options.validation, None, options.seed + 1, input_views=(0,)) if options.validation else None
         self.network = PriorNetwork(CONFIGS[options.scale])
