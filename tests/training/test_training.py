@@ -155,17 +155,18 @@ def test_view_plans_cover_the_head_and_the_table() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_training_resumes_and_its_export_loads(folder: Path, tmp_path: Path) -> None:
-    options = TrainOptions(data=folder, out=tmp_path, steps=2, batch=2, save_every=1)
+    out = tmp_path / "runs" / "prior"
+    options = TrainOptions(data=folder, out=out, steps=2, batch=2, save_every=1)
     checkpoint = train_prior(options)
     first = torch.load(checkpoint, weights_only=True)
     assert first["step"] == 2
     assert train_prior(options) == checkpoint
     assert torch.load(checkpoint, weights_only=True)["step"] == 2, "a finished schedule is left alone"
-    train_prior(TrainOptions(data=folder, out=tmp_path, steps=4, batch=2, save_every=1))
+    train_prior(TrainOptions(data=folder, out=out, steps=4, batch=2, save_every=1))
     second = torch.load(checkpoint, weights_only=True)
     assert second["step"] == 4
     assert not torch.equal(first["network"]["mean_planes"], second["network"]["mean_planes"])
-    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records] == [2, 4]
     export_prior(checkpoint, tmp_path / "prior.safetensors", data="spheres")
     network = load_prior(tmp_path / "prior.safetensors")
