@@ -11,7 +11,7 @@ import torch
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.clean_shape import clean_occupancy, grown
 from portrait_backend.prior.surface import ReferenceView, SurfacePoints, points_around, sample_rays, silhouette
-from portrait_backend.prior.unseen import continued, hairness, wrapped
+from portrait_backend.prior.unseen import continued, hairness, unseen_colours, without_colour, wrapped
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.density_grid import DensityGrid
 
@@ -82,6 +82,20 @@ def test_a_difference_is_carried_on_and_fades() -> None:
     assert share[0] > 0.95 and 0.4 < share[1] < 0.9 and share[2] < 1e-3
     none = surface_points(seen[:0], seen[:0])
     assert torch.equal(continued(none, seen[:0], asked, guess.expand(3, 3), torch.Generator()), guess.expand(3, 3))
+
+
+def test_a_black_and_white_photo_makes_a_black_and_white_head(ball_photo: Portrait) -> None:
+    grey = ball_photo.rgba[..., :3].mean(-1, keepdim=True).expand(-1, -1, 3)
+    photo = replace(ball_photo, rgba=torch.cat([grey, ball_photo.rgba[..., 3:]], -1))
+    assert without_colour(photo) and not without_colour(ball_photo)
+    generator = torch.Generator().manual_seed(3)
+    position = torch.nn.functional.normalize(torch.randn(400, 3, generator=generator), dim=-1) * 0.3
+    guess = torch.rand(400, 3, generator=generator)
+    seen = surface_points(position, torch.full((400, 3), 0.5))
+    for portrait, most in ((photo, 1e-5), (ball_photo, 1.0)):
+        made = unseen_colours(portrait, seen, guess, surface_points(position, guess), guess, torch.Generator().manual_seed(1))
+        spread = float((made.amax(-1) - made.amin(-1)).max())
+        assert spread <= most and (portrait is photo or spread > 0.1)
 
 
 def test_stripes_of_a_shirt_run_around_the_body(portrait: Portrait) -> None:

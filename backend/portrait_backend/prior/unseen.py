@@ -44,6 +44,8 @@ SHADE = (0.5, 2.0)
 """Range of the brightness of unseen hair, as a multiple of the photo's."""
 DARK = 0.02
 """Brightness below which black hair tells no shade."""
+GREY, COLOURED = 0.04, 0.02
+"""Difference between a pixel's channels up to which it is grey; a photo with fewer coloured pixels than this share is black and white."""
 LONG_HAIR = -0.25
 """Hair that the photo shows below this height (head units) is long."""
 ALIKE = 0.15
@@ -61,6 +63,9 @@ def unseen_colours(
 
     seen: points of the photo's own view; seen_guess (M, 3), guess (N, 3): the prior's colours of both.
     """
+    if without_colour(portrait):
+        grey = guess.new_tensor(LUMINANCE)[:, None].expand(3, 3)
+        guess, seen_guess = guess @ grey, seen_guess @ grey
     hair_mask = hair_pixels(portrait)
     is_hair, is_body = (_at_pixels(portrait, mask, seen.position) for mask in (hair_mask, body_pixels(portrait, hair_mask)))
     sure = seen.trust > SURE
@@ -79,6 +84,12 @@ def unseen_colours(
     if style is not None:
         strands = strands * strand_factors(points.position, style, generator)
     return (colours + share[:, None] * (strands - colours)).clamp(0, 1)
+
+
+def without_colour(portrait: Portrait) -> bool:
+    """Whether the photo's foreground is all grey, as in black and white."""
+    rgb = portrait.rgba[..., :3][portrait.matte > SURE]
+    return bool(((rgb.amax(-1) - rgb.amin(-1)) > GREY).float().mean() < COLOURED) if len(rgb) else False
 
 
 def shaded(hair: Tensor, guess: Tensor, seen_guess: Tensor) -> Tensor:
