@@ -15,6 +15,7 @@ import zmq
 from portrait_backend import __version__, stages
 from portrait_backend.models.inventory import starter_weights
 from portrait_backend.server.catalogue import model_infos
+from portrait_backend.server.executor import Executor
 from portrait_backend.server.folders import DataFolder
 from portrait_backend.server.gate import Gate
 from portrait_backend.server.jobs import Jobs, Quota
@@ -43,8 +44,7 @@ class FrontEnd:
         data: DataFolder,
         keys: KeyFolder,
         bind: str,
-        devices: list[str],
-        engine: str,
+        executor: Executor,
         quota: Quota | None = None,
         keep_days: float = math.inf,
     ) -> None:
@@ -61,7 +61,7 @@ class FrontEnd:
             self._peers = Peers(self._send)
             self.jobs = Jobs(self.store, data, self._push, quota)
             self._retention = Retention(self.store, data, keep_days)
-            self.pool = Pool(self._context, self._gate, self.jobs, devices, engine)
+            self.pool = Pool(self._context, self._gate, self.jobs, executor)
             self._weights = tuple(p.WeightInfo(w.name, w.size, w.sha256, w.state) for w in starter_weights())
         except BaseException:
             self.store.close()

@@ -20,7 +20,8 @@ from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import Settings, from_dict, to_dict
 
 MAX_INTERRUPTIONS = 3
-"""A job that was running at so many ends of the server is not started again by itself: it may be the reason."""
+"""A job that was running at so many ends of the server, or of its worker on another machine, is not started again by itself:
+it may be the reason."""
 STARTS = (None, "texture")
 log = logging.getLogger(__name__)
 
@@ -237,6 +238,17 @@ class Jobs:
         hint = "Resume it, it goes on after its last finished stage; if it happens again, try smaller settings and see the server's log"
         what = f"the process that computed this job is gone ({how})"
         self._end(job, "failed", error=p.ErrorInfo("worker-died", what, hint, retryable=True))
+
+    def lost(self, job: str, how: str) -> None:
+        """A job's worker on another machine is gone: the job waits for the next one, unless it has been interrupted too often."""
+        record = self._find(job)
+        if record is None or record.info.state != "running" or record.interruptions >= MAX_INTERRUPTIONS:
+            self.died(job, how)
+            return
+        log.warning("job %s lost its worker (%s) and waits for another", job, how, extra={"job": job})
+        self._progress.pop(job, None)
+        self._estimate.finish(job, False)
+        self._change(job, "queued", started=None)
 
     def _end(self, job: str, state: p.JobState, **changes: Any) -> None:
         self._progress.pop(job, None)

@@ -10,10 +10,11 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from portrait_backend.processes import only_one
+from portrait_backend.server.executor import Executor
 from portrait_backend.server.folders import DataFolder
 from portrait_backend.server.front_end import FrontEnd
 from portrait_backend.server.jobs import Quota
@@ -23,7 +24,6 @@ from portrait_backend.server.parent import ParentWatch
 from portrait_shared.connection import Connection, write_connection
 from portrait_shared.errors import PortraitDiffusionError
 
-ENGINE = "portrait_backend.server.engine:PipelineEngine"
 log = logging.getLogger(__name__)
 
 
@@ -32,16 +32,14 @@ class ServeOptions:
     """How to serve. parent: leave with this process; idle_minutes: leave after so long without clients and jobs; quota: of each client.
 
     keep_days: ended jobs are removed so long after their end.
-    engine ("module:name") is for tests.
     """
 
     data: Path
     connection_file: Path | None = None
     bind: str = "tcp://127.0.0.1:*"
-    devices: tuple[str, ...] = ("auto",)
+    executor: Executor = field(default_factory=Executor)
     parent: int | None = None
     idle_minutes: float = math.inf
-    engine: str = ENGINE
     quota: Quota | None = None
     keep_days: float = math.inf
     log_format: LogFormat = "text"
@@ -63,7 +61,7 @@ def serve(options: ServeOptions, on_ready: Callable[[str, Path], None] | None = 
         keys = KeyFolder(data.keys)
         check_bind(options.bind, keys)
         parent = ParentWatch(options.parent) if options.parent is not None else None
-        front = FrontEnd(data, keys, options.bind, list(options.devices), options.engine, options.quota, options.keep_days)
+        front = FrontEnd(data, keys, options.bind, options.executor, options.quota, options.keep_days)
         path = options.connection_file or options.data / "connection.json"
         try:
             front.jobs.recover()
