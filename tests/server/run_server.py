@@ -1,6 +1,7 @@
 """Run a server with another engine, in a process of its own: `run_server.py ENGINE DATA [bind [devices [parent pid [idle minutes]]]]`.
 
 CLUSTER in the environment, the JSON of `RayOptions`, has the jobs done there; devices is then the number of jobs at the same time.
+METRICS is the port of the metrics page.
 CLOCK in the environment names a file with the seconds by which its wall clock is off; the file may change at any time.
 """
 
@@ -20,6 +21,7 @@ if __name__ == "__main__":
         time.time = lambda: true_time() + float(offset.read_text())
     from portrait_backend.cli.console import terminable
     from portrait_backend.server.executor import Executor
+    from portrait_backend.server.metrics import MetricsOptions
     from portrait_backend.server.serve import ServeOptions, serve
     from portrait_shared.errors import PortraitDiffusionError
 
@@ -35,6 +37,7 @@ if __name__ == "__main__":
         data=Path(data),
         bind=bind,
         executor=executor,
+        metrics=MetricsOptions(int(os.environ["METRICS"])) if "METRICS" in os.environ else None,
         parent=int(parent) if parent else None,
         idle_minutes=float(idle) if idle else math.inf,
     )

@@ -64,12 +64,19 @@ def serve(
     ] = None,
     ray_cpus: CpusOption = None,
     ray_gpus: GpusOption = None,
+    metrics_port: Annotated[
+        int | None, typer.Option("--metrics-port", metavar="N", min=0, max=65535, help="Answer Prometheus there (0: any port).")
+    ] = None,
+    metrics_address: Annotated[
+        str, typer.Option("--metrics-address", help="Of --metrics-port; whoever reaches it may read the page.")
+    ] = "127.0.0.1",
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Serve until Ctrl-C. Clients find the address and the keys in the connection file; jobs survive a restart."""
     quieten(debug)
     from portrait_backend.server.jobs import Quota
+    from portrait_backend.server.metrics import MetricsOptions
     from portrait_backend.server.serve import ServeOptions, serve
 
     check_local(executor, ray_address=ray_address, ray_jobs=ray_jobs, ray_cpus=ray_cpus, ray_gpus=ray_gpus)
@@ -90,6 +97,7 @@ def serve(
         quota=Quota(max_queued, math.inf if max_gigabytes is None else 1e9 * max_gigabytes),
         keep_days=math.inf if keep_days is None else keep_days,
         log_format=log_format,
+        metrics=None if metrics_port is None else MetricsOptions(metrics_port, metrics_address),
     )
     with _executor(executor, devices(device), ray_address, ray_jobs, ray_cpus, ray_gpus) as made:
         options = replace(options, executor=made)

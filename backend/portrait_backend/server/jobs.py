@@ -14,6 +14,7 @@ from portrait_backend import stages
 from portrait_backend.server import backstage as b
 from portrait_backend.server.estimate import Estimate
 from portrait_backend.server.folders import DataFolder
+from portrait_backend.server.metrics import NoMetrics
 from portrait_backend.server.store import ForbiddenTransition, JobStore, Record
 from portrait_shared import protocol as p
 from portrait_shared.errors import PortraitDiffusionError
@@ -37,8 +38,16 @@ class Quota:
 class Jobs:
     """All jobs of a server; `notify(owner, message)` is called for what should be pushed."""
 
-    def __init__(self, store: JobStore, data: DataFolder, notify: Callable[[str, p.Message], None], quota: Quota | None = None) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        data: DataFolder,
+        notify: Callable[[str, p.Message], None],
+        quota: Quota | None = None,
+        metrics: NoMetrics | None = None,
+    ) -> None:
         self.store, self._data, self._notify, self._quota = store, data, notify, quota or Quota()
+        self._metrics = metrics or NoMetrics()
         self._sizes: dict[str, int] = {}
         self._estimate = Estimate()
         self._progress: dict[str, p.JobProgress] = {}
@@ -203,6 +212,7 @@ class Jobs:
             return
         if record.info.stage != update.stage:
             self.store.note_stage(update.job, update.stage)
+            self._metrics.stage(update.job, update.stage)
         before = self._progress.get(update.job)
         eta = self._estimate.left(update.job, update.stage, update.step, update.steps)
         sequence = before.sequence + 1 if before else 1
@@ -248,11 +258,13 @@ class Jobs:
         log.warning("job %s lost its worker (%s) and waits for another", job, how, extra={"job": job})
         self._progress.pop(job, None)
         self._estimate.finish(job, False)
+        self._metrics.ended(job, "queued")
         self._change(job, "queued", started=None)
 
     def _end(self, job: str, state: p.JobState, **changes: Any) -> None:
         self._progress.pop(job, None)
         self._estimate.finish(job, state == "completed")
+        self._metrics.ended(job, state)
         try:
             self._change(job, state, finished=time.time(), **changes)
         except (ForbiddenTransition, KeyError) as error:
