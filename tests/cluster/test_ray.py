@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -107,7 +108,7 @@ def test_a_fault_on_a_node_is_told_with_its_log(server: Server) -> None:
 
 
 def run(tmp_path: Path, cluster: RayOptions, *arguments: str) -> int:
-    return main(["batch", *arguments, "-o", str(tmp_path / "out"), "--executor", "ray", "--ray-cpus", "0.5"])
+    return main(["batch", "--executor", "ray", "--ray-cpus", "0.5", "-o", str(tmp_path / "out"), *arguments])
 
 
 def test_a_batch_on_the_cluster(
@@ -172,6 +173,8 @@ def test_options_of_a_cluster_need_one(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_an_older_ray_in_the_cluster_is_told(cluster: RayOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     class OldRay:
+        __spec__ = importlib.util.find_spec("ray")
+
         @staticmethod
         def is_initialized() -> bool:
             return False

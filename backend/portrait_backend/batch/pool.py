@@ -70,6 +70,7 @@ class Pool:
         self._spawn = multiprocessing.get_context("spawn")
         self._stop = self._spawn.Event()
         self._workers: list[_Worker] = []
+        self._leaving: list[_Worker] = []
 
     def run(self) -> None:
         """Make every head; whatever raises (Ctrl-C) first stops those that are being made and clears up after them."""
@@ -87,7 +88,17 @@ class Pool:
             self._listener.started(item)
             with suppress(OSError):  # it has just died: `_listen` sees it
                 worker.pipe.send(Task(item.index, item.photo, item.settings, item.folder))
+        if not self._waiting:
+            self._let_go()
         return bool(self._busy())
+
+    def _let_go(self) -> None:
+        """Let idle processes leave: what they hold, memory or a place in a cluster, another one may be waiting for."""
+        for worker in [worker for worker in self._workers if worker.item is None]:
+            self._workers.remove(worker)
+            self._leaving.append(worker)
+            with suppress(OSError):
+                worker.pipe.send(None)
 
     def _next(self) -> Item | None:
         """Return the next head that isn't there yet."""
@@ -170,10 +181,10 @@ class Pool:
             for worker in self._workers:
                 with suppress(OSError):
                     worker.pipe.send(None)
-            for worker in self._workers:
+            for worker in [*self._leaving, *self._workers]:
                 worker.process.join(0 if worker.item else END_SECONDS)
         finally:
-            for worker in self._workers:
+            for worker in [*self._leaving, *self._workers]:
                 worker.process.kill()
                 worker.process.join(END_SECONDS)
                 worker.pipe.close()

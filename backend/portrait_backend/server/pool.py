@@ -165,6 +165,7 @@ class Pool:
             (self._jobs.lost if self._executor.elsewhere else self._jobs.died)(job, how)
         elif not ready:
             device.failures += 1
+            device.info = None  # what was known of it doesn't hold any more
             if device.problem is None:
                 device.problem = ErrorInfo(
                     "worker-failed", f"the worker process can't start ({how})", "See the server's log", retryable=True
