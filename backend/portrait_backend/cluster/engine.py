@@ -60,7 +60,7 @@ class RayEngine:
         fresh = self._actor is None
         try:
             frames, version, node = self._ray.get(self._worker().describe.remote())
-        except self._ray.exceptions.RayError as error:
+        except Exception as error:  # Ray's own errors have many types
             self.drop()
             if not fresh:  # it died while there was nothing to do
                 return self.describe()

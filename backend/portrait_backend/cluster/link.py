@@ -33,8 +33,9 @@ END_SECONDS = 15.0
 CPUS = 4
 """Of one head, on nodes that have so many."""
 LOOPBACK = "127.0.0.1"
-ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Ray takes the loopback for a node's address only where it knows of no other machines; otherwise it binds to all addresses."""
+ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
+"""Ray takes the loopback for a node's address only where it knows of no other machines; otherwise it binds to all addresses. And it
+makes its workers nicer than anything else, which on a busy machine is for ever."""
 JOIN_SECONDS = 90.0
 """A cluster that was not joined by then has something in the way of its other ports; Ray itself tries for ever."""
 GAVE_UP = 75
