@@ -70,9 +70,7 @@ class Metrics(NoMetrics):
         self._jobs = prometheus.Gauge("jobs", "Jobs that are kept, by state", ["state"], **made)
         self._ended = prometheus.Counter("jobs_ended", "Jobs that ended since the start, by how", ["state"], **made)
         self._seconds = prometheus.Histogram("stage_seconds", "Time of stages that ran to their end", ["stage"], buckets=BUCKETS, **made)
-        self._memory = prometheus.Gauge(
-            "device_memory_bytes", "Memory of a device when its last job ended", ["device", "name", "kind"], **made
-        )
+        self._memory = prometheus.Gauge("device_memory_bytes", "Memory of a device when its last job ended", ["device", "kind"], **made)
         self._up = prometheus.Gauge("device_up", "Whether a device can compute", ["device"], **made)
         self._clients = prometheus.Gauge("clients", "Clients that are connected", **made)
         self._at: dict[str, tuple[str, float]] = {}
@@ -115,13 +113,12 @@ class Metrics(NoMetrics):
             self._jobs.labels(state).set(count)
         self._queue.set(counts["queued"])
         self._clients.set(len(peers))
-        self._memory.clear()
         for device in pool.devices:
             self._up.labels(device.name).set(device.info is not None and device.process is not None)
             if device.info is not None:
                 for kind, megabytes in (("total", device.info.memory_mb), ("free", device.info.memory_free_mb)):
                     if megabytes is not None:
-                        self._memory.labels(device.name, device.info.name, kind).set(1e6 * megabytes)
+                        self._memory.labels(device.name, kind).set(1e6 * megabytes)
 
     def close(self) -> None:
         """Stop answering."""
