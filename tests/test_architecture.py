@@ -20,6 +20,7 @@ LEVELS = [
     {"prior", "restoration", "refinement", "mesh"},
     {"pipeline", "stages", "checkpoints", "outputs", "rendering", "job_folder", "devices", "doctor", "processes", "batch"},
     {"server"},
+    {"cluster"},
     {"cli"},
     {"__main__"},
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from portrait_backend.context import Context
+from portrait_backend.mesh.exr import check_exr
 from portrait_backend.mesh.types import HeadMesh
 from portrait_backend.mesh.usd import check_usd
+from portrait_backend.mesh.views import ProjectedView
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.head import Head
@@ -71,14 +73,37 @@ def write_turntable(mesh: HeadMesh, path: Path, settings: OutputSettings, contex
         _write_gif(frames, path)
 
 
-def check_outputs(settings: OutputSettings) -> None:
-    """Raise PortraitDiffusionError ``mp4-unavailable``, ``usd-unavailable`` if what is asked for can't be written here."""
+def write_ring(views: Sequence[ProjectedView], folder: Path) -> None:
+    """Write stage 3's pictures as RGBA PNG with straight alpha into `folder`, by the names of their cameras."""
+    folder.mkdir()
+    for name, view in ring_names(views).items():
+        Image.fromarray(_uint8(torch.cat([view.image, view.matte[..., None]], -1).clamp(0, 1))).save(folder / f"{name}.png")
+
+
+def ring_names(views: Sequence[ProjectedView]) -> dict[str, ProjectedView]:
+    """Return stage 3's pictures by the names that they and their cameras have: ring_01, ..."""
+    return {f"ring_{number:02d}": view for number, view in enumerate(views, 1)}
+
+
+def check_outputs(settings: OutputSettings, stages: Sequence[str]) -> None:
+    """Raise PortraitDiffusionError if what is asked for can't be written here, or isn't made by these stages.
+
+    Its codes: ``mp4-unavailable``, ``usd-unavailable``, ``exr-unavailable``, ``ring-unavailable``.
+    """
     if settings.turntable == "mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise PortraitDiffusionError(
             "mp4-unavailable", "an mp4 turntable needs the package imageio-ffmpeg", "pip install imageio-ffmpeg, or use --turntable gif"
         )
     if settings.format == "usd":
         check_usd()
+    if settings.texture_format == "exr":
+        check_exr()
+    if settings.ring_views and "refinement" not in stages:
+        raise PortraitDiffusionError(
+            "ring-unavailable",
+            f"--ring-views are the pictures of stage 3, and the stages are {','.join(stages)}",
+            "Add refinement to --stages, or leave out --ring-views",
+        )
 
 
 def write_photo(photo: Path, path: Path) -> tuple[int, int]:

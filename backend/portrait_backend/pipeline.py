@@ -109,7 +109,7 @@ def generate(
             return job.run(Path(photo), None, kept)
         from portrait_backend.outputs import check_outputs
 
-        check_outputs(settings.output)
+        check_outputs(settings.output, settings.stages)
         with job_folder(Path(output)) as folder:
             result = job.run(Path(photo), folder, kept)
         return replace(result, output=Path(output))
@@ -216,13 +216,15 @@ class _Job:
     def write(self, folder: Path, head: Head, mesh: HeadMesh, identity: dict[str, Any]) -> None:
         """Write everything but the record into `folder`."""
         from portrait_backend.mesh.export import export_mesh
-        from portrait_backend.outputs import write_turntable, write_views
+        from portrait_backend.outputs import write_ring, write_turntable, write_views
 
         settings = self.settings.output
-        export_mesh(mesh, folder / f"head.{settings.format}", identity, settings.separate_texture)
+        export_mesh(mesh, folder / f"head.{settings.format}", identity, settings.separate_texture, settings.texture_format)
         head.save(folder / "head.safetensors")
         with self.stage("views") as context:
             write_views(head, folder / "views", settings, context)
+        if settings.ring_views:
+            write_ring(self.views, folder / "ring")
         if settings.turntable != "none":
             with self.stage("turntable") as context:
                 write_turntable(mesh, folder / f"turntable.{settings.turntable}", settings, context)
@@ -235,7 +237,7 @@ class _Job:
         if portrait.to_photo is not None and photo.is_file():
             size = outputs.write_photo(photo, folder / "photo.jpg")
             cameras["photo"] = outputs.photo_camera(portrait, *size)
-        cameras |= {f"ring_{number:02d}": view.camera for number, view in enumerate(self.views, 1)}
+        cameras |= {name: view.camera for name, view in outputs.ring_names(self.views).items()}
         camera_file.write_cameras(cameras, folder / "cameras.json")
 
     @contextmanager

@@ -12,7 +12,15 @@ from typing import Any
 
 from portrait_shared.settings import SettingInfo, Settings, get, walk
 
-HOST_DECIDES = {"output.format": "glb", "output.separate_texture": False, "output.turntable": "none", "prior.views": "", "preset": None}
+HOST_DECIDES = {
+    "output.format": "glb",
+    "output.separate_texture": False,
+    "output.texture_format": "png",
+    "output.ring_views": False,
+    "output.turntable": "none",
+    "prior.views": "",
+    "preset": None,
+}
 """Settings without a control of their own: the panel shows the preset elsewhere, imports GLB and plays no films."""
 FLOAT_DIGITS = 6
 """Blender keeps single precision: 0.3 comes back as 0.30000001192, and is meant as 0.3."""

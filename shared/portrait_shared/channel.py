@@ -50,7 +50,6 @@ class Channel:
             (zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES),
             (zmq.RECONNECT_IVL, 100),
             (zmq.RECONNECT_IVL_MAX, 1000),
-            (zmq.SNDTIMEO, round(1000 * SEND_SECONDS)),
         ):
             self._socket.setsockopt(option, value)
         self._socket.curve_serverkey = connection.server_key.encode()
@@ -68,11 +67,23 @@ class Channel:
             raise unreachable(connection, str(error)) from error
 
     def send(self, message: Message) -> None:
-        """Send a message; raises PortraitDiffusionError ``backend-lost`` if none can be sent for a few seconds."""
-        try:
-            self._socket.send_multipart(serialise(message), copy=False)
-        except zmq.Again as error:
-            raise lost("it takes no messages") from error
+        """Send a message; raises PortraitDiffusionError ``backend-lost`` if none can be sent for a few seconds, ``key-refused``."""
+        frames, end = serialise(message), time.monotonic() + SEND_SECONDS
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLOUT)
+        poller.register(self._monitor, zmq.POLLIN)
+        while True:
+            try:
+                self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                pass
+            else:
+                return
+            if self._monitor in dict(poller.poll(max(0, round(1000 * (end - time.monotonic()))))):
+                self._watch()  # where the key was refused before anything was sent, nothing can be sent any more
+            self._judge()
+            if time.monotonic() >= end:
+                raise lost("it takes no messages")
 
     def receive(self, timeout: float) -> Message | None:
         """Return the next message, None if none comes within `timeout` seconds.

@@ -202,6 +202,13 @@ class OutputSettings:
     separate_texture: bool = setting(
         False, "Separate texture", "Also write the texture of a glb or ply as a PNG beside it.", flag="separate-texture"
     )
+    texture_format: Literal["png", "exr"] = setting(
+        "png",
+        "Texture format",
+        "exr: also write the texture as half float in linear light beside the mesh (needs OpenEXR).",
+        flag="texture-format",
+    )
+    ring_views: bool = setting(False, "Ring views", "Also write stage 3's pictures, which the texture is made of.", flag="ring-views")
     view_size: int = setting(
         512, "View size", "Width and height of the seven view images.", min=64, max=2048, step=64, unit="px", flag="view-size"
     )

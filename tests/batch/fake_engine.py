@@ -68,7 +68,7 @@ def light(task: Task, on_progress: Callable[[Any], None], cancelled: Callable[[]
 
 
 def pipeline(task: Task, on_progress: Callable[[Any], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
-    """Run the real pipeline on an analytic head."""
+    """Run the real pipeline on an analytic head; MESH_PAUSE slows the mesh, the file RUNS gets the names of stages that are computed."""
     from dataclasses import replace
 
     from portrait_backend.portrait.types import Portrait
@@ -79,7 +79,19 @@ def pipeline(task: Task, on_progress: Callable[[Any], None], cancelled: Callable
     def prepare(photo: Path, context: Any) -> Portrait:
         return replace(stand_in(photo, context), sha256=hashlib.sha256(photo.read_bytes()).hexdigest())
 
+    def noted(name: str, make: Callable[..., Any], pause: float) -> Callable[..., Any]:
+        def run(*arguments: Any, **more: Any) -> Any:
+            if "RUNS" in os.environ:
+                with Path(os.environ["RUNS"]).open("a") as log:
+                    log.write(name + "\n")
+            time.sleep(pause)
+            return make(*arguments, **more)
+
+        return run
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fake_parts.BallPrior, "initialise", noted("prior", fake_parts.BallPrior.initialise, 0))
+        patch.setattr(fake_parts, "build_mesh", noted("mesh", fake_parts.build_mesh, float(os.environ.get("MESH_PAUSE", "0"))))
         patch.setattr(fake_parts, "prepare_portrait", prepare)
         patch.setattr(fake_parts.BallPrior, "pause", float(os.environ.get("PAUSE", "0")))
         fake_parts.install(patch)

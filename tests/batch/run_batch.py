@@ -1,5 +1,6 @@
-"""Run the command line in a process of its own, its batch with the light engine."""
+"""Run the command line in a process of its own, its batch with the light engine, or with that of ENGINE in the environment."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -12,5 +13,5 @@ if __name__ == "__main__":
     from portrait_backend.cli import main
     from tests.batch.fake_engine import LIGHT
 
-    run.ENGINE = LIGHT
+    run.ENGINE = os.environ.get("ENGINE", LIGHT)
     sys.exit(main())

@@ -165,9 +165,9 @@ def test_the_folders_of_others_are_left_alone(folder: Path) -> None:
     assert (folder / "out/a/thesis.txt").read_text() == "years of work"
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str, **more: str) -> subprocess.Popen[str]:
     """Start a batch in a process group of its own, as a shell does."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    env = {**os.environ, **more, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, str(SCRIPT), "batch", *arguments, "-o", str(folder / "out")]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
 
@@ -236,3 +236,26 @@ def test_with_the_pipeline(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (folder / "out/a/views/front.png").is_file() and record(folder, "b")["photo"]["name"] == "b.jpg"
     rows = run(folder, *given, *small)
     assert [row["state"] for row in rows] == ["skipped"] * 2 and rows[0]["warnings"] == ["two faces: the largest was taken"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+def test_a_batch_killed_inside_a_head_goes_on_inside_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, runs = photos(folder, a="fine"), folder / "runs.log"
+    quick = ("--preset", "draft", "--turntable", "none", "--view-size", "64")
+    with start(folder, *given, *quick, ENGINE=PIPELINE, MESH_PAUSE="600", RUNS=str(runs)) as process:
+        wait_until(lambda: runs.exists() and "mesh" in runs.read_text(), "the mesh", 60)
+        workers = children(process.pid)
+        process.kill()
+        process.communicate(timeout=30)
+    all_leave(workers)
+    stages = folder / "out/.a.stages"
+    assert {path.name for path in stages.glob("*.json")} == {"portrait.json", "prior.json"}
+    (stages / ".mesh.1.part.safetensors").write_bytes(b"half")
+    monkeypatch.setattr(batch_run, "ENGINE", PIPELINE)
+    monkeypatch.setenv("RUNS", str(runs))
+    assert [row["state"] for row in run(folder, *given, *quick)] == ["completed"]
+    assert runs.read_text().split() == ["prior", "mesh", "mesh"], "what was finished is not computed again"
+    assert left(folder) == [".batch.lock", "a", "summary.csv", "summary.json"]
+    resumed = (folder / "out/a/head.glb").read_bytes()
+    run(folder, *given, *quick, "--redo")
+    assert (folder / "out/a/head.glb").read_bytes() == resumed and runs.read_text().split()[3:] == ["prior", "mesh"]

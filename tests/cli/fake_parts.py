@@ -152,7 +152,7 @@ def texture_surface(surface: HeadMesh, head: BallHead, portrait: Portrait, size:
     return HeadMesh(surface.vertices + 1, surface.faces, surface.uv, surface.normals, texture)
 
 
-def export_mesh(mesh: HeadMesh, path: Path, extras: dict[str, Any], separate_texture: bool = False) -> None:
+def export_mesh(mesh: HeadMesh, path: Path, extras: dict[str, Any], separate_texture: bool = False, texture_format: str = "png") -> None:
     if separate_texture:
         Path(path).with_suffix(".png").write_bytes(mesh.texture.tobytes())
     Path(path).write_text(

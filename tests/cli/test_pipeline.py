@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 import portrait_backend
+from portrait_backend import stages
 from portrait_backend.camera_file import read_cameras
 from portrait_backend.context import Cancelled, Progress, cpu_context
 from portrait_backend.mesh.types import HeadMesh
@@ -185,6 +187,34 @@ def test_mp4_without_its_library_is_refused_at_once(photo: Path, tmp_path: Path,
     with pytest.raises(PortraitDiffusionError) as caught:
         portrait_backend.generate(photo, settings, output=tmp_path / "out")
     assert caught.value.code == "mp4-unavailable" and not (tmp_path / "out").exists()
+
+
+def test_exr_without_its_library_is_refused_at_once(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portrait_backend.mesh.exr.importlib.util.find_spec", lambda name: None)
+    settings = replace(QUICK, output=replace(QUICK.output, texture_format="exr"))
+    with pytest.raises(PortraitDiffusionError) as caught:
+        portrait_backend.generate(photo, settings, output=tmp_path / "out")
+    assert caught.value.code == "exr-unavailable" and not (tmp_path / "out").exists()
+
+
+def test_the_pictures_of_the_ring(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(QUICK, output=replace(QUICK.output, ring_views=True))
+    with pytest.raises(PortraitDiffusionError) as caught:
+        portrait_backend.generate(photo, settings, output=tmp_path / "out")
+    assert caught.value.code == "ring-unavailable" and not (tmp_path / "out").exists()
+    fake_parts.install_later_stages(monkeypatch)
+    made = []
+
+    def refine(*given: Any) -> fake_parts.BallRefined:
+        made.append(fake_parts.refine(*given))
+        return made[0]
+
+    monkeypatch.setattr(stages, "RUNNERS", {**stages.RUNNERS, "refinement": refine})
+    portrait_backend.generate(photo, replace(settings, stages=("prior", "refinement")), output=tmp_path / "out")
+    picture = np.asarray(Image.open(tmp_path / "out/ring/ring_01.png"))
+    assert picture.shape == (8, 8, 4) and np.array_equal(picture[..., :3], (made[0].views[0].image * 255).round().numpy().astype(np.uint8))
+    assert "ring/ring_01.png" in json.loads((tmp_path / "out/job.json").read_text())["files"]
+    assert "ring_01" in read_cameras(tmp_path / "out/cameras.json")
 
 
 def test_usd_without_its_library_is_refused_at_once(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

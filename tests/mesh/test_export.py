@@ -15,6 +15,7 @@ from PIL import Image
 
 from portrait_backend.files import atomic_path
 from portrait_backend.mesh.export import export_mesh, glb_bytes, vertex_colours
+from portrait_backend.mesh.exr import linear
 from portrait_backend.mesh.types import HeadMesh
 from portrait_shared.errors import PortraitDiffusionError
 
@@ -128,6 +129,25 @@ def test_the_texture_as_a_file_of_its_own(head_mesh: HeadMesh, tmp_path: Path, s
     export_mesh(head_mesh, tmp_path / f"plain.{suffix}", EXTRAS)
     assert (tmp_path / f"head.{suffix}").read_bytes() == (tmp_path / f"plain.{suffix}").read_bytes()
     assert not (tmp_path / "plain.png").exists()
+
+
+def test_the_texture_as_exr_holds_linear_light(head_mesh: HeadMesh, tmp_path: Path) -> None:
+    OpenEXR = pytest.importorskip("OpenEXR", reason='needs OpenEXR: pip install ".[exr]"')
+    for name in ("head.glb", "again.ply"):
+        export_mesh(head_mesh, tmp_path / name, EXTRAS, texture_format="exr")
+    assert (tmp_path / "head.exr").read_bytes() == (tmp_path / "again.exr").read_bytes() and not (tmp_path / "head.png").exists()
+    file = OpenEXR.File(str(tmp_path / "head.exr"))
+    pixels = file.channels()["RGB"].pixels
+    assert pixels.dtype == np.float16 and pixels.shape == head_mesh.texture.shape
+    encoded = pixels.astype(np.float64)  # back again, by the other half of the standard
+    back = np.where(encoded <= 0.0031308, 12.92 * encoded, 1.055 * encoded ** (1 / 2.4) - 0.055)
+    assert np.array_equal((255 * back).round().astype(np.uint8), head_mesh.texture), "nothing is lost, no row is swapped"
+    assert file.header()["chromaticities"] == pytest.approx((0.64, 0.33, 0.30, 0.60, 0.15, 0.06, 0.3127, 0.3290))
+
+
+def test_linear_light() -> None:
+    found = linear(np.array([0, 10, 11, 128, 188, 255], np.uint8))
+    assert found == pytest.approx([0, 0.0030353, 0.0033465, 0.2158605, 0.5028865, 1], abs=1e-6)
 
 
 @pytest.mark.parametrize("suffix", ["glb", "obj", "ply", "usd"])

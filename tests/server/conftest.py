@@ -16,7 +16,7 @@ QUICK_SECONDS, SLOW_SECONDS = 90, 900
 
 @pytest.fixture(autouse=True)
 def _time_limit(request: pytest.FixtureRequest) -> Iterator[None]:
-    seconds = SLOW_SECONDS if request.node.get_closest_marker("slow") else QUICK_SECONDS
+    seconds = SLOW_SECONDS if request.node.get_closest_marker("slow") else getattr(request.module, "LIMIT_SECONDS", QUICK_SECONDS)
 
     def end(number: int, frame: FrameType | None) -> None:
         raise TimeoutError(f"the test took longer than {seconds} s")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from portrait_backend.server.backstage import DeviceInfo, RunJob
-from portrait_backend.server.worker import Cancelled, Reporter
+from portrait_backend.server.executor import Cancelled, Reporter
 from portrait_shared.errors import PortraitDiffusionError
 
 STAGES = ("portrait", "prior", "mesh")
@@ -60,12 +60,12 @@ class FakeEngine:
         if plan.get("bug"):
             raise ZeroDivisionError("a bug")
         for stage in STAGES:
-            done = folder / "checkpoints" / stage
+            done = folder / "checkpoints" / f"{stage}.json"
             if done.exists():
                 continue
             self._stage(stage, folder, plan, reporter)
             done.parent.mkdir(exist_ok=True)
-            done.touch()
+            done.write_text('{"payloads": {}}')
         result = folder / "result"
         shutil.rmtree(result, ignore_errors=True)
         part = folder / f"part-{os.getpid()}"

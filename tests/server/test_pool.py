@@ -12,6 +12,7 @@ import pytest
 
 from portrait_backend.processes import only_device
 from portrait_backend.server import pool
+from portrait_backend.server.executor import Executor
 from portrait_backend.server.folders import DataFolder
 from portrait_backend.server.front_end import FrontEnd
 from portrait_backend.server.jobs import Quota
@@ -32,7 +33,7 @@ class Front:
     def __init__(self, folder: Path, engine: str = FAKE, quota: Quota | None = None) -> None:
         data = DataFolder(folder)
         keys = KeyFolder(data.keys)
-        self.front = FrontEnd(data, keys, "tcp://127.0.0.1:*", ["cpu"], engine, quota)
+        self.front = FrontEnd(data, keys, "tcp://127.0.0.1:*", Executor(("cpu",), engine), quota)
         local = keys.local()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._turn)

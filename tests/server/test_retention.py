@@ -15,6 +15,7 @@ import pytest
 
 from portrait_backend.cli import main
 from portrait_backend.server import retention
+from portrait_backend.server.executor import Executor
 from portrait_backend.server.folders import DataFolder
 from portrait_backend.server.front_end import FrontEnd
 from portrait_backend.server.jobs import Jobs, Quota
@@ -134,7 +135,7 @@ def test_a_revoked_client_is_told_nothing_more(tmp_path: Path, monkeypatch: pyte
     data = DataFolder(tmp_path / "data")
     keys = KeyFolder(data.keys)
     bert = keys.create("bert").public
-    front = FrontEnd(data, keys, "tcp://127.0.0.1:*", ["cpu"], FAKE)
+    front = FrontEnd(data, keys, "tcp://127.0.0.1:*", Executor(("cpu",), FAKE))
     pushed: list[str] = []
     monkeypatch.setattr(front._peers, "push", lambda owner, message: pushed.append(owner))
     try:

@@ -22,6 +22,7 @@ from portrait_backend.cli import main
 from portrait_backend.server.keys import KeyFolder, KeyPair
 from portrait_backend.server.serve import check_bind, is_loopback
 from portrait_shared import protocol as p
+from portrait_shared.channel import Channel
 from portrait_shared.client import Client
 from portrait_shared.connection import Connection
 from portrait_shared.errors import PortraitDiffusionError
@@ -143,6 +144,16 @@ def test_with_an_unknown_key_nothing_comes_back(server: Server) -> None:
         server.client(server.connection(KeyPair.new()))
     assert caught.value.code == "key-refused" and time.monotonic() - started < 3, "the client learns it at once"
     assert "refused a client from 127.0.0.1" in server.log
+
+
+def test_a_key_that_is_refused_before_anything_is_sent(server: Server) -> None:
+    with Channel(server.connection(KeyPair.new())) as channel:
+        wait_for(lambda: "refused a client from 127.0.0.1" in server.log, "the refusal")
+        with pytest.raises(PortraitDiffusionError) as caught:
+            for _ in range(400):  # on a busy machine the refusal may come before the first message
+                channel.send(p.Hello("test", "", request="1"))
+                time.sleep(0.01)
+    assert caught.value.code == "key-refused"
 
 
 def test_a_false_server_is_not_spoken_to(server: Server) -> None:

@@ -13,7 +13,8 @@ from multiprocessing.process import BaseProcess
 from typing import Protocol
 
 from portrait_backend.batch.plan import Item, finished
-from portrait_backend.batch.worker import ENGINE, Outcome, Report, Task, WorkerStart, main
+from portrait_backend.batch.unfinished import forget_stages
+from portrait_backend.batch.worker import ENGINE, Engine, Outcome, Report, Task, WorkerStart, main
 from portrait_backend.job_folder import remove_litter
 from portrait_backend.processes import cores
 from portrait_shared.errors import PortraitDiffusionError
@@ -21,7 +22,7 @@ from portrait_shared.errors import PortraitDiffusionError
 GRACE_SECONDS = 20.0
 """An interrupted head that has not stopped after so long loses its process; stages report at least once a second."""
 END_SECONDS = 5.0
-ENDING = ("disk-full",)
+ENDING = ("disk-full", "ray-unreachable", "ray-mismatched")
 """After these errors every other head would fail as well, after all its work: the batch stops."""
 
 
@@ -53,7 +54,13 @@ class Pool:
     """
 
     def __init__(
-        self, items: Sequence[Item], jobs: int, listener: Listener, redo: bool = False, engine: str = ENGINE, gpus: Sequence[int] = ()
+        self,
+        items: Sequence[Item],
+        jobs: int,
+        listener: Listener,
+        redo: bool = False,
+        engine: str | Engine = ENGINE,
+        gpus: Sequence[int] = (),
     ) -> None:
         self.outcomes: dict[int, Outcome] = {}
         self._waiting, self._listener, self._redo = deque(items), listener, redo
@@ -63,6 +70,7 @@ class Pool:
         self._spawn = multiprocessing.get_context("spawn")
         self._stop = self._spawn.Event()
         self._workers: list[_Worker] = []
+        self._leaving: list[_Worker] = []
 
     def run(self) -> None:
         """Make every head; whatever raises (Ctrl-C) first stops those that are being made and clears up after them."""
@@ -80,7 +88,17 @@ class Pool:
             self._listener.started(item)
             with suppress(OSError):  # it has just died: `_listen` sees it
                 worker.pipe.send(Task(item.index, item.photo, item.settings, item.folder))
+        if not self._waiting:
+            self._let_go()
         return bool(self._busy())
+
+    def _let_go(self) -> None:
+        """Let idle processes leave: what they hold, memory or a place in a cluster, another one may be waiting for."""
+        for worker in [worker for worker in self._workers if worker.item is None]:
+            self._workers.remove(worker)
+            self._leaving.append(worker)
+            with suppress(OSError):
+                worker.pipe.send(None)
 
     def _next(self) -> Item | None:
         """Return the next head that isn't there yet."""
@@ -137,6 +155,8 @@ class Pool:
         self.outcomes[item.index] = outcome
         if outcome.error.get("code") in ENDING:
             self._waiting.clear()
+        if outcome.state in ("completed", "skipped") or (outcome.state == "failed" and not outcome.error.get("retryable")):
+            forget_stages(item.folder)  # otherwise the same command goes on with them
         self._listener.ended(item, outcome)
 
     def _end(self, worker: _Worker) -> str:
@@ -161,10 +181,10 @@ class Pool:
             for worker in self._workers:
                 with suppress(OSError):
                     worker.pipe.send(None)
-            for worker in self._workers:
+            for worker in [*self._leaving, *self._workers]:
                 worker.process.join(0 if worker.item else END_SECONDS)
         finally:
-            for worker in self._workers:
+            for worker in [*self._leaving, *self._workers]:
                 worker.process.kill()
                 worker.process.join(END_SECONDS)
                 worker.pipe.close()

@@ -11,7 +11,8 @@ from pathlib import Path
 from portrait_backend.batch.plan import Item
 from portrait_backend.batch.pool import Listener, Pool
 from portrait_backend.batch.summary import Summary
-from portrait_backend.batch.worker import ENGINE
+from portrait_backend.batch.unfinished import remove_half_stages
+from portrait_backend.batch.worker import ENGINE, Engine
 from portrait_backend.job_folder import remove_litter
 from portrait_backend.processes import only_one
 from portrait_shared.errors import PortraitDiffusionError
@@ -33,7 +34,7 @@ def run_batch(
     listener: Listener,
     jobs: int = 1,
     redo: bool = False,
-    engine: str | None = None,
+    engine: str | Engine | None = None,
     gpus: Sequence[int] = (),
 ) -> Summary:
     """Make the heads of `items` below the folder `output` in `jobs` processes, spread over `gpus`, and write the summary there.
@@ -44,6 +45,7 @@ def run_batch(
     started, clock = datetime.now(UTC), time.perf_counter()
     with _held(output):
         remove_litter(item.folder for item in items)
+        remove_half_stages(item.folder for item in items)
         pool = Pool(items, jobs, listener, redo, engine or ENGINE, gpus)
         interruption: KeyboardInterrupt | None = None
         try:

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from portrait_backend.batch.unfinished import stages_folder
 from portrait_backend.files import disk_full, is_disk_full
 from portrait_backend.processes import leave_with_parent, only_device
 from portrait_shared.errors import PortraitDiffusionError
@@ -24,8 +25,6 @@ from portrait_shared.settings import Settings
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
-
-    from portrait_backend.context import Progress
 
 ENGINE = "portrait_backend.batch.worker:generate"
 REPORT_SECONDS = 0.2
@@ -73,30 +72,60 @@ class Outcome:
         return self.error.get("code") in WORN_BY
 
 
+class Step(Protocol):
+    """How far a head is: `portrait_backend.context.Progress`, or what came from elsewhere."""
+
+    @property
+    def stage(self) -> str:
+        """The stage's name."""
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+
+    @property
+    def steps(self) -> int:
+        """All of them."""
+
+
+class HeadFailed(Exception):
+    """Raised by an engine that was told elsewhere how the head failed; error: as in `Outcome`."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(error["message"])
+        self.error = error
+
+
+class Stopped(Exception):
+    """Raised by an engine that noticed elsewhere that the batch stops."""
+
+
 @dataclass(frozen=True)
 class WorkerStart:
     """What a worker process is started with.
 
-    engine: "module:name" of what makes a head; threads: 0 for as many as there are cores; gpu: the only one it sees, None for all.
+    engine: what makes a head, "module:name" or an object that can be pickled; threads: 0 for as many as there are cores; gpu: the only
+    one it sees, None for all.
     """
 
-    engine: str = ENGINE
+    engine: str | Engine = ENGINE
     threads: int = 0
     gpu: int | None = None
 
 
 class Engine(Protocol):
-    """Makes one head: its folder appears complete or not at all. Raises PortraitDiffusionError, Cancelled."""
+    """Makes one head: its folder appears complete or not at all. Raises PortraitDiffusionError, Cancelled, HeadFailed, Stopped."""
 
-    def __call__(self, task: Task, on_progress: Callable[[Progress], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
+    def __call__(self, task: Task, on_progress: Callable[[Step], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
         """Return the head's record."""
 
 
-def generate(task: Task, on_progress: Callable[[Progress], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
-    """Run the pipeline."""
+def generate(task: Task, on_progress: Callable[[Step], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
+    """Run the pipeline; it goes on after the last finished stage that an earlier batch left."""
     from portrait_backend import pipeline
 
-    return pipeline.generate(task.photo, task.settings, on_progress, task.folder, cancelled).record
+    stages = stages_folder(task.folder)
+    return pipeline.generate(task.photo, task.settings, on_progress, task.folder, cancelled, checkpoints=stages).record
 
 
 def main(pipe: Connection, stop: Event, start: WorkerStart) -> None:
@@ -108,10 +137,17 @@ def main(pipe: Connection, stop: Event, start: WorkerStart) -> None:
         os.environ.update(only_device(f"cuda:{start.gpu}", os.environ.get("CUDA_VISIBLE_DEVICES", "")))
     if start.threads:
         os.environ.update({name: str(start.threads) for name in THREADS if not os.environ.get(name)})
-    module, _, name = start.engine.partition(":")
-    engine: Engine = getattr(importlib.import_module(module), name)
+    engine = _engine(start.engine)
     while (task := _next(pipe)) is not None:
         pipe.send(run(engine, task, pipe.send, stop.is_set))
+
+
+def _engine(given: str | Engine) -> Engine:
+    if not isinstance(given, str):
+        return given
+    module, _, name = given.partition(":")
+    engine: Engine = getattr(importlib.import_module(module), name)
+    return engine
 
 
 def _next(pipe: Connection) -> Task | None:
@@ -127,7 +163,7 @@ def run(engine: Engine, task: Task, send: Callable[[Report], None], cancelled: C
     clock = time.perf_counter()
     sent = 0.0
 
-    def on_progress(progress: Progress) -> None:
+    def on_progress(progress: Step) -> None:
         nonlocal sent
         now = time.perf_counter()
         if now - sent >= REPORT_SECONDS:
@@ -138,6 +174,10 @@ def run(engine: Engine, task: Task, send: Callable[[Report], None], cancelled: C
         record = engine(task, on_progress, cancelled)
     except PortraitDiffusionError as error:
         return Outcome(task.index, "failed", time.perf_counter() - clock, error=error.as_dict())
+    except HeadFailed as failed:
+        return Outcome(task.index, "failed", time.perf_counter() - clock, error=failed.error)
+    except Stopped:
+        return Outcome(task.index, "cancelled", time.perf_counter() - clock)
     except Exception as error:  # noqa: BLE001 - the outermost frame of a head: a fault of ours costs this head, not the batch
         from portrait_backend.context import Cancelled
 

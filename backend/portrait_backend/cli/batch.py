@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from portrait_backend.cli.console import Debug, Json, print_json, quieten
+from portrait_backend.cli.executor import AddressOption, CpusOption, ExecutorOption, GpusOption, check_local, ray_cluster
 from portrait_backend.cli.options import with_settings
 
 if TYPE_CHECKING:
     from portrait_backend.batch.summary import Summary
+    from portrait_backend.batch.worker import Engine
 
 SOME_FAILED = 1
 SHOWN_ROWS = 40
@@ -30,13 +33,25 @@ def batch(
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", "-j", metavar="N", min=1, max=256, help="Heads made at the same time.", show_default="1, or one per GPU"),
+        typer.Option(
+            "--jobs",
+            "-j",
+            metavar="N",
+            min=1,
+            max=256,
+            help="Heads made at the same time.",
+            show_default="1, or one per GPU; ray: all it has room for",
+        ),
     ] = None,
     gpus: Annotated[str, typer.Option("--gpus", metavar="0,1,…", help="Numbers of the GPUs to spread the jobs over.")] = "",
     name: Annotated[
         str, typer.Option("--name", metavar="TEMPLATE", help="Name of a head's folder: {stem} {index} {sha} {parent} {preset} {seed}.")
     ] = "{stem}",
     redo: Annotated[bool, typer.Option("--redo", help="Make heads again that lie there finished.")] = False,
+    executor: ExecutorOption = "local",
+    ray_address: AddressOption = None,
+    ray_cpus: CpusOption = None,
+    ray_gpus: GpusOption = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -53,10 +68,14 @@ def batch(
     from portrait_shared.errors import PortraitDiffusionError
 
     numbers = _numbers(gpus)
+    check_local(executor, ray_address=ray_address, ray_cpus=ray_cpus, ray_gpus=ray_gpus)
+    if executor == "ray" and numbers:
+        raise typer.BadParameter("--gpus is for --executor local; a cluster chooses by --ray-gpus")
     items = make_plan(photos or [], read_manifest(manifest) if manifest else [], overrides, output, name)
     try:
-        with batch_report(len(items), json) as report:
-            summary = run_batch(items, output, report, jobs or len(numbers) or 1, redo, gpus=numbers)
+        making = _making(executor, ray_address, ray_cpus, ray_gpus, str(overrides.get("device", "auto")))
+        with making as (engine, room), batch_report(len(items), json) as report:
+            summary = run_batch(items, output, report, jobs or room or len(numbers) or 1, redo, engine, numbers)
     except Interrupted as interrupted:
         hint = f"The finished heads are in {output}; the same command goes on"
         raise PortraitDiffusionError("cancelled", f"cancelled, {interrupted.summary.sentence()}", hint, retryable=True) from interrupted
@@ -66,6 +85,18 @@ def batch(
         _show(summary)
     if not summary.complete:
         raise typer.Exit(SOME_FAILED)
+
+
+@contextmanager
+def _making(kind: str, address: str | None, cpus: float | None, gpus: float | None, device: str) -> Iterator[tuple[Engine | None, int]]:
+    """Yield what makes the heads (None: this machine) and how many it can make at the same time (0: it doesn't say)."""
+    if kind == "local":
+        yield None, 0
+        return
+    from portrait_backend.cluster.heads import RayHeads
+
+    with ray_cluster(address, cpus, gpus, device) as cluster:
+        yield RayHeads(cluster.options, device), cluster.room
 
 
 def _numbers(text: str) -> list[int]:

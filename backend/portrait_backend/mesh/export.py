@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from portrait_backend.files import atomic_path
+from portrait_backend.mesh.exr import write_exr
 from portrait_backend.mesh.types import HeadMesh
 from portrait_backend.mesh.usd import write_usd
 from portrait_shared.errors import PortraitDiffusionError
@@ -28,10 +29,13 @@ FLOAT, UNSIGNED_INT = 5126, 5125
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
 
 
-def export_mesh(mesh: HeadMesh, path: Path | str, extras: Mapping[str, Any] | None = None, separate_texture: bool = False) -> None:
+def export_mesh(
+    mesh: HeadMesh, path: Path | str, extras: Mapping[str, Any] | None = None, separate_texture: bool = False, texture_format: str = "png"
+) -> None:
     """Write `mesh` in the format that the suffix of `path` names: .glb, .obj, .usd or .ply; `extras` go into a GLB or USD only.
 
     OBJ and USD read their texture from a PNG of the same name; `separate_texture` writes it beside the others too.
+    texture_format "exr" writes an EXR of the same name besides.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -50,6 +54,8 @@ def export_mesh(mesh: HeadMesh, path: Path | str, extras: Mapping[str, Any] | No
     if separate_texture or suffix in READS_TEXTURE:
         with atomic_path(path.with_suffix(".png")) as temporary:
             temporary.write_bytes(png_bytes(mesh.texture))
+    if texture_format == "exr":
+        write_exr(mesh.texture, path.with_suffix(".exr"))
 
 
 def write_glb(mesh: HeadMesh, path: Path | str, extras: Mapping[str, Any] | None = None) -> None:

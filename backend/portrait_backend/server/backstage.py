@@ -93,8 +93,17 @@ class Failed:
     worn: bool = False
 
 
-BackstageMessage = Ready | Beat | RunJob | CancelJob | Update | Finished | Stopped | Failed
-_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Ready, Beat, RunJob, CancelJob, Update, Finished, Stopped, Failed)}
+@dataclass(frozen=True)
+class Lost:
+    """What computed the job elsewhere is gone; how: in words."""
+
+    job: str
+    how: str
+
+
+End = Finished | Stopped | Failed | Lost
+BackstageMessage = Ready | Beat | RunJob | CancelJob | Update | End
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Ready, Beat, RunJob, CancelJob, Update, Finished, Stopped, Failed, Lost)}
 
 
 def to_frames(message: BackstageMessage) -> list[bytes]:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from portrait_backend import context, devices, doctor, pipeline
 from portrait_backend.server.backstage import DeviceInfo, RunJob
+from portrait_backend.server.executor import Cancelled, Reporter
 from portrait_backend.server.folders import JobFolder
-from portrait_backend.server.worker import Cancelled, Reporter
 from portrait_shared.settings import from_dict
 
 PREVIEW_SIDES = 256, 512

@@ -15,10 +15,12 @@ import zmq
 from portrait_backend import __version__, stages
 from portrait_backend.models.inventory import starter_weights
 from portrait_backend.server.catalogue import model_infos
+from portrait_backend.server.executor import Executor
 from portrait_backend.server.folders import DataFolder
 from portrait_backend.server.gate import Gate
 from portrait_backend.server.jobs import Jobs, Quota
 from portrait_backend.server.keys import KeyFolder
+from portrait_backend.server.metrics import NoMetrics
 from portrait_backend.server.peers import Peers
 from portrait_backend.server.pool import Pool
 from portrait_backend.server.retention import Retention
@@ -43,13 +45,14 @@ class FrontEnd:
         data: DataFolder,
         keys: KeyFolder,
         bind: str,
-        devices: list[str],
-        engine: str,
+        executor: Executor,
         quota: Quota | None = None,
         keep_days: float = math.inf,
+        metrics: NoMetrics | None = None,
     ) -> None:
         self._keys, self._local = keys, keys.local().public
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._metrics = metrics or NoMetrics()
         self.leaving = False
         self.started, self.busy = time.time(), time.monotonic()
         self.store = JobStore(data.store)
@@ -59,9 +62,9 @@ class FrontEnd:
             self._socket = self._bind(bind)
             self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
             self._peers = Peers(self._send)
-            self.jobs = Jobs(self.store, data, self._push, quota)
+            self.jobs = Jobs(self.store, data, self._push, quota, self._metrics)
             self._retention = Retention(self.store, data, keep_days)
-            self.pool = Pool(self._context, self._gate, self.jobs, devices, engine)
+            self.pool = Pool(self._context, self._gate, self.jobs, executor)
             self._weights = tuple(p.WeightInfo(w.name, w.size, w.sha256, w.state) for w in starter_weights())
         except BaseException:
             self.store.close()
@@ -116,6 +119,7 @@ class FrontEnd:
         self.pool.tick()
         self._peers.forget_silent()
         self._retention.tick()
+        self._metrics.tick(self.store, self.pool, self._peers)
         if len(self._peers) or any(self.store.count(state) for state in ACTIVE):
             self.busy = time.monotonic()
 

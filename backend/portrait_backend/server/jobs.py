@@ -14,13 +14,15 @@ from portrait_backend import stages
 from portrait_backend.server import backstage as b
 from portrait_backend.server.estimate import Estimate
 from portrait_backend.server.folders import DataFolder
+from portrait_backend.server.metrics import NoMetrics
 from portrait_backend.server.store import ForbiddenTransition, JobStore, Record
 from portrait_shared import protocol as p
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import Settings, from_dict, to_dict
 
 MAX_INTERRUPTIONS = 3
-"""A job that was running at so many ends of the server is not started again by itself: it may be the reason."""
+"""A job that was running at so many ends of the server, or of its worker on another machine, is not started again by itself:
+it may be the reason."""
 STARTS = (None, "texture")
 log = logging.getLogger(__name__)
 
@@ -36,8 +38,16 @@ class Quota:
 class Jobs:
     """All jobs of a server; `notify(owner, message)` is called for what should be pushed."""
 
-    def __init__(self, store: JobStore, data: DataFolder, notify: Callable[[str, p.Message], None], quota: Quota | None = None) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        data: DataFolder,
+        notify: Callable[[str, p.Message], None],
+        quota: Quota | None = None,
+        metrics: NoMetrics | None = None,
+    ) -> None:
         self.store, self._data, self._notify, self._quota = store, data, notify, quota or Quota()
+        self._metrics = metrics or NoMetrics()
         self._sizes: dict[str, int] = {}
         self._estimate = Estimate()
         self._progress: dict[str, p.JobProgress] = {}
@@ -202,6 +212,7 @@ class Jobs:
             return
         if record.info.stage != update.stage:
             self.store.note_stage(update.job, update.stage)
+            self._metrics.stage(update.job, update.stage)
         before = self._progress.get(update.job)
         eta = self._estimate.left(update.job, update.stage, update.step, update.steps)
         sequence = before.sequence + 1 if before else 1
@@ -238,9 +249,22 @@ class Jobs:
         what = f"the process that computed this job is gone ({how})"
         self._end(job, "failed", error=p.ErrorInfo("worker-died", what, hint, retryable=True))
 
+    def lost(self, job: str, how: str) -> None:
+        """A job's worker on another machine is gone: the job waits for the next one, unless it has been interrupted too often."""
+        record = self._find(job)
+        if record is None or record.info.state != "running" or record.interruptions >= MAX_INTERRUPTIONS:
+            self.died(job, how)
+            return
+        log.warning("job %s lost its worker (%s) and waits for another", job, how, extra={"job": job})
+        self._progress.pop(job, None)
+        self._estimate.finish(job, False)
+        self._metrics.ended(job, "queued")
+        self._change(job, "queued", started=None)
+
     def _end(self, job: str, state: p.JobState, **changes: Any) -> None:
         self._progress.pop(job, None)
         self._estimate.finish(job, state == "completed")
+        self._metrics.ended(job, state)
         try:
             self._change(job, state, finished=time.time(), **changes)
         except (ForbiddenTransition, KeyError) as error:

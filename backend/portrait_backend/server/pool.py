@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import zmq
 
 from portrait_backend.server import backstage as b
+from portrait_backend.server.executor import Executor
 from portrait_backend.server.gate import Gate
 from portrait_backend.server.jobs import Jobs
 from portrait_backend.server.keys import KeyPair
@@ -49,11 +49,11 @@ class Device:
 class Pool:
     """One worker process per device."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], gate: Gate, jobs: Jobs, devices: Sequence[str], engine: str) -> None:
-        self._context, self._gate, self._jobs, self._engine = context, gate, jobs, engine
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], gate: Gate, jobs: Jobs, executor: Executor) -> None:
+        self._context, self._gate, self._jobs, self._executor = context, gate, jobs, executor
         self._spawn = multiprocessing.get_context("spawn")
         self._started = 0
-        self.devices = [Device(name) for name in devices]
+        self.devices = [Device(name) for name in executor.devices]
 
     def sockets(self) -> list[zmq.Socket[bytes]]:
         """Return the sockets to listen on."""
@@ -77,15 +77,18 @@ class Pool:
         elif isinstance(message, b.Failed) and not message.job:
             device.problem = message.error
             self._bury(device, f"it can't start: {message.error.message}")
-        elif isinstance(message, b.Finished | b.Stopped | b.Failed):
+        elif isinstance(message, b.End):
             self._take(device, message)
 
-    def _take(self, device: Device, message: b.Finished | b.Stopped | b.Failed) -> None:
+    def _take(self, device: Device, message: b.End) -> None:
         device.job, device.cancelled, device.ready = None, None, False
         if isinstance(message, b.Finished):
             self._jobs.finished(message)
         elif isinstance(message, b.Stopped):
             self._jobs.stopped(message.job)
+        elif isinstance(message, b.Lost):
+            log.error("what computed for %s is gone: %s", device.name, message.how)
+            self._jobs.lost(message.job, message.how)
         else:
             self._jobs.failed(message.job, message.error)
             if message.worn:
@@ -101,7 +104,7 @@ class Pool:
                 self._start(device)
             if device.ready and device.job is None:
                 self._hand_out(device)
-        if all(device.problem is not None and device.failures > 1 for device in self.devices):
+        if not self._executor.elsewhere and all(device.problem is not None and device.failures > 1 for device in self.devices):
             self._refuse_waiting()
 
     def cancel(self, job: str) -> None:
@@ -135,7 +138,7 @@ class Pool:
         socket.curve_secretkey = front.secret.encode()
         socket.zap_domain = device.domain.encode()
         socket.bind("tcp://127.0.0.1:*")
-        start = WorkerStart(socket.getsockopt_string(zmq.LAST_ENDPOINT), front.public, keys, device.name, self._engine)
+        start = WorkerStart(socket.getsockopt_string(zmq.LAST_ENDPOINT), front.public, keys, device.name, self._executor.engine)
         device.process = self._spawn.Process(target=main, args=(start,), name=f"portrait-diffusion {device.name}", daemon=True)
         device.process.start()
         device.socket, device.heard, device.ready, device.job, device.cancelled = socket, time.monotonic(), False, None, None
@@ -159,9 +162,10 @@ class Pool:
         job, ready = device.job, device.ready
         self._end(device)
         if job is not None:
-            self._jobs.died(job, how)
+            (self._jobs.lost if self._executor.elsewhere else self._jobs.died)(job, how)
         elif not ready:
             device.failures += 1
+            device.info = None  # what was known of it doesn't hold any more
             if device.problem is None:
                 device.problem = ErrorInfo(
                     "worker-failed", f"the worker process can't start ({how})", "See the server's log", retryable=True

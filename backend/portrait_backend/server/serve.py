@@ -10,20 +10,21 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from portrait_backend.processes import only_one
+from portrait_backend.server.executor import Executor
 from portrait_backend.server.folders import DataFolder
 from portrait_backend.server.front_end import FrontEnd
 from portrait_backend.server.jobs import Quota
 from portrait_backend.server.keys import KeyFolder
 from portrait_backend.server.logs import LogFormat, logging_to
+from portrait_backend.server.metrics import Metrics, MetricsOptions, NoMetrics
 from portrait_backend.server.parent import ParentWatch
 from portrait_shared.connection import Connection, write_connection
 from portrait_shared.errors import PortraitDiffusionError
 
-ENGINE = "portrait_backend.server.engine:PipelineEngine"
 log = logging.getLogger(__name__)
 
 
@@ -31,27 +32,26 @@ log = logging.getLogger(__name__)
 class ServeOptions:
     """How to serve. parent: leave with this process; idle_minutes: leave after so long without clients and jobs; quota: of each client.
 
-    keep_days: ended jobs are removed so long after their end.
-    engine ("module:name") is for tests.
+    keep_days: ended jobs are removed so long after their end. metrics: None for no page.
     """
 
     data: Path
     connection_file: Path | None = None
     bind: str = "tcp://127.0.0.1:*"
-    devices: tuple[str, ...] = ("auto",)
+    executor: Executor = field(default_factory=Executor)
     parent: int | None = None
     idle_minutes: float = math.inf
-    engine: str = ENGINE
     quota: Quota | None = None
     keep_days: float = math.inf
     log_format: LogFormat = "text"
+    metrics: MetricsOptions | None = None
 
 
 def serve(options: ServeOptions, on_ready: Callable[[str, Path], None] | None = None) -> None:
     """Serve until told to leave; `on_ready(endpoint, connection file)` is called once clients can connect.
 
-    Raises PortraitDiffusionError bind-refused, bind-failed, data-in-use, data-not-writable, store-damaged, store-newer, keys-unreadable,
-    store-failed.
+    Raises PortraitDiffusionError bind-refused, bind-failed, metrics-missing, data-in-use, data-not-writable, store-damaged, store-newer,
+    keys-unreadable, store-failed.
     """
     try:
         data = DataFolder(options.data)
@@ -63,13 +63,20 @@ def serve(options: ServeOptions, on_ready: Callable[[str, Path], None] | None = 
         keys = KeyFolder(data.keys)
         check_bind(options.bind, keys)
         parent = ParentWatch(options.parent) if options.parent is not None else None
-        front = FrontEnd(data, keys, options.bind, list(options.devices), options.engine, options.quota, options.keep_days)
+        metrics = NoMetrics() if options.metrics is None else Metrics(options.metrics)
+        try:
+            front = FrontEnd(data, keys, options.bind, options.executor, options.quota, options.keep_days, metrics)
+        except BaseException:
+            metrics.close()
+            raise
         path = options.connection_file or options.data / "connection.json"
         try:
             front.jobs.recover()
             local = keys.local()
             connection = Connection(_reachable(front.endpoint), keys.server().public, local.public, local.secret, os.getpid())
             write_connection(path, connection)
+            if isinstance(metrics, Metrics):
+                log.info("metrics on %s", metrics.url)
             log.info("listening on %s, process %d, data in %s", front.endpoint, os.getpid(), options.data)
             if on_ready is not None:
                 on_ready(front.endpoint, path)
@@ -85,6 +92,7 @@ def serve(options: ServeOptions, on_ready: Callable[[str, Path], None] | None = 
         finally:
             path.unlink(missing_ok=True)
             front.close()
+            metrics.close()
             log.info("stopped")
 
 

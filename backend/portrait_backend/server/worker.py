@@ -7,7 +7,6 @@ the longest step; a third one ends the process the moment the front end is gone.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import logging
 import os
 import signal
@@ -15,15 +14,18 @@ import threading
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import zmq
 
 from portrait_backend.files import disk_full, is_disk_full
 from portrait_backend.processes import leave_with_parent, only_device
 from portrait_backend.server import backstage as b
+from portrait_backend.server.executor import PIPELINE, Cancelled, Engine, EngineFactory, JobFailed, Reporter, WorkerLost, make_engine
 from portrait_backend.server.folders import JobFolder
 from portrait_backend.server.keys import KeyPair
 from portrait_shared.errors import PortraitDiffusionError
@@ -39,46 +41,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WorkerStart:
-    """What a worker process is started with; engine: "module:name" of what computes."""
+    """What a worker process is started with."""
 
     endpoint: str
     front_key: str
     keys: KeyPair = field(repr=False)
     device: str = "auto"
-    engine: str = "portrait_backend.server.engine:PipelineEngine"
-
-
-class Reporter(Protocol):
-    """Where an engine reports to."""
-
-    def wants_preview(self) -> bool:
-        """Tell whether a preview would be sent if it was reported now."""
-
-    def report(self, stage: str, step: int, steps: int, metrics: dict[str, float], preview: bytes | None) -> None:
-        """Pass on how far the job is; preview: JPEG."""
-
-    def cancelled(self) -> bool:
-        """Tell whether the job should stop."""
-
-
-class Cancelled(Exception):
-    """Raised by an engine that noticed the cancellation."""
-
-
-class Engine(Protocol):
-    """What computes: made once per worker process, used for job after job."""
-
-    def describe(self) -> b.DeviceInfo:
-        """Return the device as it is now."""
-
-    def warm_up(self) -> None:
-        """Load what every job needs."""
-
-    def run(self, job: b.RunJob, reporter: Reporter) -> tuple[str, ...]:
-        """Make ``result`` in the job's folder, at once and complete, and return its warnings.
-
-        Raises Cancelled, PortraitDiffusionError.
-        """
+    engine: EngineFactory = PIPELINE
 
 
 def main(start: WorkerStart) -> None:
@@ -92,20 +61,28 @@ def main(start: WorkerStart) -> None:
     inner.bind(INNER)
     state = _State()
     threading.Thread(target=_carry, args=(context, start, state), name="messages", daemon=True).start()
-    module, _, name = start.engine.partition(":")
     try:
-        engine: Engine = getattr(importlib.import_module(module), name)(start.device)
+        engine = make_engine(start.engine, start.device)
         inner.send_multipart(b.to_frames(b.Ready(engine.describe(), waiting=False)))
         engine.warm_up()
         inner.send_multipart(b.to_frames(b.Ready(engine.describe())))
+        _work(engine, inner, state)
     except PortraitDiffusionError as error:
         inner.send_multipart(b.to_frames(b.Failed("", ErrorInfo.of(error))))
         threading.Event().wait()  # the front end reads it and ends this process
+
+
+def _work(engine: Engine, inner: zmq.Socket[bytes], state: _State) -> None:
+    """Run job after job; raises PortraitDiffusionError when there is nothing to compute with any more."""
+
+    def report(update: b.Update) -> None:
+        inner.send_multipart(b.to_frames(update))
+
     while True:
         message = b.from_frames(inner.recv_multipart())
         if isinstance(message, b.RunJob):
-            answer = _run(engine, message, _Reporter(message.job, inner, state))
-            inner.send_multipart(b.to_frames(answer))
+            reporter = Throttle(message.job, report, partial(state.stops, message.job))
+            inner.send_multipart(b.to_frames(run_job(engine, message, reporter)))
             inner.send_multipart(b.to_frames(b.Ready(engine.describe())))
 
 
@@ -114,6 +91,10 @@ class _State:
 
     def __init__(self) -> None:
         self.cancel = ""
+
+    def stops(self, job: str) -> bool:
+        """Tell whether a job should stop."""
+        return self.cancel == job
 
 
 def _carry(context: zmq.Context[zmq.Socket[bytes]], start: WorkerStart, state: _State) -> None:
@@ -147,17 +128,19 @@ def _carry(context: zmq.Context[zmq.Socket[bytes]], start: WorkerStart, state: _
             outer.send_multipart(b.to_frames(b.Beat()))
 
 
-class _Reporter:
-    """Sends a job's reports, not more often than anybody can look at them."""
+class Throttle:
+    """The reporter of a job: passes its reports on to `send`, not more often than anybody can look at them."""
 
-    def __init__(self, job: str, socket: zmq.Socket[bytes], state: _State) -> None:
-        self._job, self._socket, self._state = job, socket, state
+    def __init__(self, job: str, send: Callable[[b.Update], None], cancelled: Callable[[], bool], previews: bool = True) -> None:
+        self._job, self._send, self._cancelled, self._previews = job, send, cancelled, previews
         self._stage, self._step, self._sent, self._previewed = "", 0, 0.0, 0.0
 
     def wants_preview(self) -> bool:
-        return time.monotonic() - self._previewed >= PREVIEW_SECONDS
+        """Tell whether a preview would be sent if it was reported now."""
+        return self._previews and time.monotonic() - self._previewed >= PREVIEW_SECONDS
 
     def report(self, stage: str, step: int, steps: int, metrics: dict[str, float], preview: bytes | None) -> None:
+        """Pass on how far the job is, or leave it out; preview: JPEG."""
         now = time.monotonic()
         if stage != self._stage:
             self._step = 0
@@ -167,19 +150,25 @@ class _Reporter:
         self._stage, self._sent = stage, now
         if preview is not None:
             self._previewed = now
-        self._socket.send_multipart(b.to_frames(b.Update(self._job, stage, step, steps, metrics, preview)))
+        self._send(b.Update(self._job, stage, step, steps, metrics, preview))
 
     def cancelled(self) -> bool:
-        return self._state.cancel == self._job
+        """Tell whether the job should stop."""
+        return self._cancelled()
 
 
-def _run(engine: Engine, job: b.RunJob, reporter: Reporter) -> b.Finished | b.Stopped | b.Failed:
+def run_job(engine: Engine, job: b.RunJob, reporter: Reporter) -> b.End:
+    """Run a job and say how it ended, whatever happens."""
     try:
         JobFolder(Path(job.folder)).remove_litter()
         notes = engine.run(job, reporter)
         return b.Finished(job.job, result_files(JobFolder(Path(job.folder)).result), notes)
     except Cancelled:
         return b.Stopped(job.job)
+    except WorkerLost as lost:
+        return b.Lost(job.job, str(lost))
+    except JobFailed as failed:
+        return b.Failed(job.job, failed.error)
     except PortraitDiffusionError as error:
         return b.Failed(job.job, _error_info(error, job.settings), worn=error.code == "out-of-memory")
     except Exception as error:  # noqa: BLE001 - the outermost frame of a job: a fault of ours fails the job, not the worker
