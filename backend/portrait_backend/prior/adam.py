@@ -21,12 +21,10 @@ class Adam:
     @torch.no_grad()
     def minimise(self, loss: Tensor) -> None:
         """Take one step against the gradient of a loss; ValueError if the loss doesn't depend on the tensor."""
-        self.tensor.grad = None
-        with torch.enable_grad():
-            loss.backward()
-        if self.tensor.grad is None:
+        (gradient,) = torch.autograd.grad(loss, self.tensor, allow_unused=True)
+        if gradient is None:
             raise ValueError("the loss doesn't depend on the tensor that is fitted")
         adam(
-            [self.tensor], [self.tensor.grad], [self._mean], [self._square], [], [self._steps], fused=True,
+            [self.tensor], [gradient], [self._mean], [self._square], [], [self._steps], fused=True,
             amsgrad=False, beta1=self.betas[0], beta2=self.betas[1], lr=self.lr, weight_decay=self.weight_decay, eps=1e-8, maximize=False,
         )  # fmt: skip
