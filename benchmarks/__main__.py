@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.comparison import table
 from benchmarks.entries import ENTRIES, FULL, QUICK, run
+from portrait_backend.devices import keep_threads
 from portrait_backend.radiance.analytic import ellipsoid_head
 from portrait_backend.radiance.head import Head
 
@@ -28,6 +29,7 @@ def main() -> int:
     if unknown := set(given.entries) - set(ENTRIES):
         parser.error(f"no such entry: {', '.join(sorted(unknown))}")
     torch.set_num_threads(given.threads)
+    keep_threads()  # numba's too
     head = Head.load(given.head) if given.head else ellipsoid_head(depth=2, size=128)
     rows = run(given.entries or list(ENTRIES), head, FULL if given.full else QUICK)
     name = given.head.name if given.head else "analytic ellipsoid"
