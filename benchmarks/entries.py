@@ -44,7 +44,7 @@ class Scale:
     repeats: int
 
 
-QUICK = Scale(strip=4, truth=24, lattice=96, faces=8000, texture=512, repeats=1)
+QUICK = Scale(strip=32, truth=48, lattice=96, faces=8000, texture=512, repeats=1)
 FULL = Scale(strip=32, truth=128, lattice=256, faces=100000, texture=2048, repeats=3)
 
 
