@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,9 @@ REQUIRED = {
     "fast-simplification": "fast_simplification", "typer": "typer", "rich": "rich", "platformdirs": "platformdirs", "pyzmq": "zmq",
     "diffusers": "diffusers",
 }  # fmt: skip
+SLOW: dict[str, tuple[str, ...]] = {"diffusers": (), "mediapipe": ("python/_framework_bindings*",)}
+"""Packages whose import takes a second (it loads torch's compiler, plotting): instead, their native code is loaded alone, and what
+they require is looked for."""
 OPTIONAL = {
     "pillow-heif": ("pillow_heif", "photos in HEIC format"),
     "imageio-ffmpeg": ("imageio_ffmpeg", "turntables as mp4"),
@@ -76,10 +81,27 @@ def total_memory_gb() -> float | None:
 def _package(name: str, module: str) -> dict[str, str]:
     """Import a package and return its version and the reason it can't be imported ("" if it can)."""
     try:
-        importlib.import_module(module)
+        if module in SLOW:
+            _load_partly(name, module)
+        else:
+            importlib.import_module(module)
     except (ImportError, OSError) as error:  # OSError: a shared library of the system is missing
         return {"version": "", "error": str(error).splitlines()[0]}
     return {"version": importlib.metadata.version(name), "error": ""}
+
+
+def _load_partly(name: str, module: str) -> None:
+    """Load the native code of a package of `SLOW`; ImportError if it or a package that it requires is missing, OSError if a library is."""
+    found = importlib.util.find_spec(module)
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError(f"No module named {module!r}")
+    for pattern in SLOW[module]:
+        for library in sorted(Path(found.submodule_search_locations[0]).glob(pattern)):
+            ctypes.CDLL(str(library))
+    for requirement in importlib.metadata.requires(name) or []:
+        needed = re.match(r"[\w.-]+", requirement)
+        if needed is not None and ";" not in requirement:  # a marker: only somewhere, or for an extra
+            importlib.metadata.version(needed[0])
 
 
 def _package_problem(name: str, error: str) -> dict[str, str]:

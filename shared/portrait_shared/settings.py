@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -313,15 +314,16 @@ class SettingInfo:
         return (f"--{self.flag}", long) if self.flag and f"--{self.flag}" != long else (long,)
 
 
-def walk(settings_type: type = Settings) -> Iterator[SettingInfo]:
-    """Yield every setting of a settings dataclass in declaration order, nested groups flattened to dotted paths."""
-    hints = get_type_hints(settings_type)
+@cache
+def walk(settings_type: type = Settings) -> tuple[SettingInfo, ...]:
+    """Return every setting of a settings dataclass in declaration order, nested groups flattened to dotted paths."""
+    hints, found = get_type_hints(settings_type), list[SettingInfo]()
     for item in fields(settings_type):
         if "group" in item.metadata:
-            for info in walk(item.metadata["group"]):
-                yield replace(info, path=f"{item.name}.{info.path}")
+            found += [replace(info, path=f"{item.name}.{info.path}") for info in walk(item.metadata["group"])]
         else:
-            yield _info(item, hints[item.name])
+            found.append(_info(item, hints[item.name]))
+    return tuple(found)
 
 
 def _info(item: Field[Any], hint: Any) -> SettingInfo:

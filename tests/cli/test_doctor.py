@@ -55,6 +55,15 @@ def test_a_package_that_cannot_be_imported(weights: Path, monkeypatch: pytest.Mo
     assert "numpy" in problem["what"] and "pip install" in problem["do"]
 
 
+def test_a_package_that_is_looked_at_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._package("diffusers", "diffusers")["error"] == "" and doctor._package("mediapipe", "mediapipe")["version"]
+    monkeypatch.setattr(doctor, "SLOW", {"no_such_module": ()})
+    assert "no_such_module" in doctor._package("numpy", "no_such_module")["error"]
+    monkeypatch.setattr(doctor, "SLOW", {"numpy": ()})
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: ["no-such-thing>=1", "another; extra == 'x'"])
+    assert "no-such-thing" in doctor._package("numpy", "numpy")["error"]
+
+
 def test_a_missing_system_library_names_its_debian_package() -> None:
     error = "libGL.so.1: cannot open shared object file: No such file or directory"
     assert doctor._package_problem("mediapipe", error) == {"what": "mediapipe needs libGL.so.1", "do": "apt-get install libgl1"}

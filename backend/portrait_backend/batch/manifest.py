@@ -107,7 +107,7 @@ def _check_columns(names: Mapping[str, Any] | list[str], where: str) -> None:
 
 def _near(column: str) -> str:
     """Return the setting that is probably meant: by the name of its option, or by its spelling; "" if there is none."""
-    infos = list(walk())
+    infos = walk()
     wanted = column.strip("-").replace("_", "-").lower()
     for info in infos:
         short = info.path.rpartition(".")[2].replace("_", "-")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from portrait_backend.context import Context
 from portrait_backend.portrait.types import Portrait
+from portrait_backend.prior.adam import Adam
 from portrait_backend.prior.clean_shape import RESOLUTION, clean_occupancy
 from portrait_backend.prior.paint import paint
 from portrait_backend.prior.surface import silhouette
@@ -82,7 +83,7 @@ def fit_shape(head: Head, portrait: Portrait, steps: int, context: Context, weig
     """Minimise the difference between silhouette and matte over the residual in `steps` Adam steps."""
     weights, generator = weights or FitWeights(), context.generator
     field = ShapeField(head)
-    optimiser = torch.optim.Adam([field.residual], lr=SHAPE_RATE, betas=(0.9, 0.95), fused=True)
+    optimiser = Adam(field.residual, SHAPE_RATE, betas=(0.9, 0.95))
     found = DensityGrid.build(head, RESOLUTION)
     wanted = clean_occupancy(head, portrait, found)
     cells = _undecided(found.values / (2 * head.surface_density), wanted)
@@ -91,8 +92,7 @@ def fit_shape(head: Head, portrait: Portrait, steps: int, context: Context, weig
     for step in range(steps):
         if step % REBUILD == 0:
             grid = DensityGrid.build(field, GRID)
-        for group in optimiser.param_groups:
-            group["lr"] = SHAPE_RATE * (1 - 0.8 * step / steps)
+        optimiser.lr = SHAPE_RATE * (1 - 0.8 * step / steps)
         pixels = portrait.camera.resized(side).pixel_centres()
         pixels = pixels + torch.rand(pixels.shape, generator=generator) - 0.5
         origin, directions = portrait.camera.resized(side).rays_through(pixels)
@@ -100,9 +100,7 @@ def fit_shape(head: Head, portrait: Portrait, steps: int, context: Context, weig
         matte, valid = _lookup(target, pixels / side).unbind(-1)
         error = ((alpha - matte).abs() * valid).mean()
         loss = weights.matte * error + _anchor(field, wanted, cells, weights, generator)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
+        optimiser.minimise(loss)
         context.report(step + 1, 2 * steps, None, matte_error=float(error.detach()))
     return field.finished().within(around(wanted))
 

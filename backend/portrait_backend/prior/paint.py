@@ -14,6 +14,7 @@ from torch import Tensor
 
 from portrait_backend.context import Context
 from portrait_backend.portrait.types import Portrait
+from portrait_backend.prior.adam import Adam
 from portrait_backend.prior.surface import RaySamples, ReferenceView, SurfacePoints, joined, points_around, sample_rays
 from portrait_backend.prior.unseen import unseen_colours
 from portrait_backend.radiance.density_grid import DensityGrid
@@ -94,14 +95,12 @@ def paint(head: Head, portrait: Portrait, steps: int, context: Context, first: i
     for size, share in LEVELS:
         residual = torch.zeros(*planes.shape[:3], size, size, planes.shape[5], requires_grad=True)
         decay = 2 * RESIDUAL / residual.numel()  # the gradient of RESIDUAL * mean(residual^2), without two passes over all texels
-        optimiser = torch.optim.Adam([residual], lr=RATE, betas=(0.9, 0.98), weight_decay=decay, fused=True)
+        optimiser = Adam(residual, RATE, betas=(0.9, 0.98), weight_decay=decay)
         start, last = done, round(steps * share)
         while done < last:
-            optimiser.param_groups[0]["lr"] = RATE * (1 - 0.8 * (done - start) / (last - start))
+            optimiser.lr = RATE * (1 - 0.8 * (done - start) / (last - start))
             loss = _loss(head, planes, residual, targets, context.generator)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
+            optimiser.minimise(loss)
             done += 1
             context.report(first + done, total, None, colour_error=float(loss.detach()))
         planes = planes + resize_planes(residual.detach(), planes.shape[3])

@@ -19,6 +19,7 @@ from portrait_backend.radiance import renderer
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.decoder import FEATURES, Decoder, DensityActivation
 from portrait_backend.radiance.density_grid import FINE_SAMPLES, RESOLUTION, SAMPLES, DensityGrid
+from portrait_backend.radiance.picture import PictureLattice, draw
 from portrait_backend.radiance.renderer import MEMORY_BUDGET_MB, RenderOutput
 from portrait_backend.radiance.super_resolution import SuperResolution, upsample_bicubic
 from portrait_backend.radiance.triplane import STARTER_AXES, Axes, Padding, sample_planes, to_channels_last, to_neutral
@@ -211,8 +212,12 @@ class Head:
         return self._kept(f"grid {resolution}", lambda: DensityGrid.build(self, resolution, device=planes.device, dtype=planes.dtype))
 
     def picture(self, camera: Camera, *, normals: bool = False) -> RenderOutput:
-        """Render without gradients for looking at: `render`'s quality in half the time, once a finer density lattice is built."""
+        """Render without gradients for looking at: `render`'s quality in a fraction of the time, once a finer density lattice is built."""
+        planes = self.geometry.planes
         with torch.no_grad():
+            if planes.device.type == "cpu" and planes.dtype == torch.float32:
+                lattice = self._kept("picture", lambda: PictureLattice.of(self.density_grid().refined(self)))
+                return draw(self, camera, lattice, normals=normals)
             grid = self._kept("fine grid", lambda: self.density_grid().refined(self))
             return renderer.render(self, camera, grid=grid, samples=FINE_SAMPLES, normals=normals)
 

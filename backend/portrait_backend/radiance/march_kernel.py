@@ -1,0 +1,83 @@
+"""CPU kernel (numba) that marches rays through a lattice of density in small steps; `picture` uses it.
+
+Where the matter is, and how much of it, comes from the lattice alone, which costs a hundredth of asking the field; the field is
+asked for colours only, at the few points per ray that this kernel chooses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from portrait_backend.radiance.grid_kernels import _block, _steps_left, _trilinear
+
+
+@njit(parallel=True, fastmath=True, cache=True)
+def march(
+    roots: Any,
+    occupied: Any,
+    scale: Any,
+    origin: Any,
+    directions: Any,
+    near: Any,
+    far: Any,
+    steps: int,
+    opaque: Any,
+    alpha: Any,
+    depth: Any,
+    t: Any,
+) -> None:  # pragma: no cover - compiled
+    """Fill alpha and depth (N,), and t (N, S): depths that share the ray's weight equally (near where it meets nothing).
+
+    roots (n, n, n), indexed z, y, x: cube roots of the density at the cell centres; occupied (b, b, b) bool: the blocks that are
+    not empty; `scale` = cells per head unit; origin (3,), directions (N, 3) of unit z, near and far (N,). The march takes `steps`
+    steps and ends where the transmittance falls below `opaque`.
+    """
+    count, samples = t.shape
+    middle = np.float32(0.5 * roots.shape[0] - 0.5)
+    blocks = occupied.shape[0]
+    per_cell, top = np.float32(blocks / roots.shape[0]), np.float32(blocks - 0.5)
+    for index in prange(count):
+        r = np.int64(index)  # prange counts unsigned, which does not mix with int
+        step = (far[r] - near[r]) / np.float32(steps)
+        alpha[r], depth[r] = 0, 0
+        t[r, :] = near[r]
+        if not step > 0:
+            continue
+        weight, place = np.empty(steps, np.float32), np.empty(steps, np.float32)
+        found = 0
+        x, y, z = (middle + scale * origin[0], middle + scale * origin[1], middle + scale * origin[2])
+        ux, uy, uz = scale * directions[r, 0], scale * directions[r, 1], scale * directions[r, 2]
+        transmittance, total, moment = np.float32(1), np.float32(0), np.float32(0)
+        s = 0
+        while s < steps and transmittance >= opaque:
+            at = near[r] + step * (np.float32(s) + np.float32(0.5))
+            px, py, pz = x + ux * at, y + uy * at, z + uz * at
+            k, j, i = _block(pz, per_cell, top), _block(py, per_cell, top), _block(px, per_cell, top)
+            if not occupied[k, j, i]:  # go on where the ray leaves the block, never farther
+                left = min(_steps_left(px, ux * step, i, blocks, per_cell), _steps_left(py, uy * step, j, blocks, per_cell))
+                left = min(min(left, _steps_left(pz, uz * step, k, blocks, per_cell)) - np.float32(0.05), np.float32(steps))
+                s += max(int(left), 1)
+                continue
+            root = _trilinear(roots, px, py, pz)
+            here = transmittance * (np.float32(1) - np.exp(-root * root * root * step))
+            transmittance -= here
+            total += here
+            moment += here * at
+            weight[found], place[found] = here, at
+            found += 1
+            s += 1
+        alpha[r] = total
+        if total <= 0:
+            continue
+        depth[r] = moment / total
+        n, below = 0, np.float32(0)
+        for q in range(samples):
+            target = (np.float32(q) + np.float32(0.5)) / np.float32(samples) * total
+            while n < found - 1 and below + weight[n] <= target:
+                below += weight[n]
+                n += 1
+            inside = min(max((target - below) / max(weight[n], np.float32(1e-20)), np.float32(0)), np.float32(1))
+            t[r, q] = place[n] + step * (inside - np.float32(0.5))
