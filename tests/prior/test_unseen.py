@@ -106,11 +106,14 @@ def test_stripes_of_a_shirt_run_around_the_body(portrait: Portrait) -> None:
     stripe = (height > -0.35).float()[:, None] * torch.tensor([1.0, 0.0, 0.0]) + (height <= -0.35).float()[:, None] * torch.tensor(
         [0.0, 0.0, 1.0]
     )
-    back = torch.tensor([[0.05, -0.32, -0.25], [-0.05, -0.38, -0.25], [0.0, 0.1, -0.3]])
-    grey = torch.full((3, 3), 0.5)
-    colours = wrapped(portrait, surface_points(front, stripe), back, grey, generator)
+    back = torch.tensor([[0.05, -0.32, -0.25], [-0.05, -0.38, -0.25], [0.0, 0.1, -0.3], [0.05, -0.32, -0.25]])
+    grey, skin = torch.full((4, 3), 0.5), torch.tensor([0.8, 0.5, 0.4])
+    cloth = torch.full((4000, 3), 0.4)
+    guess = torch.stack([cloth[0], 0.7 * cloth[0], cloth[0], skin])  # darker behind, but cloth
+    colours = wrapped(portrait, surface_points(front, stripe), cloth, back, guess, grey, generator)
     assert colours[0, 0] > 0.8 and colours[1, 2] > 0.8
     torch.testing.assert_close(colours[2], grey[2], atol=1e-3, rtol=0)
+    torch.testing.assert_close(colours[3], grey[3], atol=0.05, rtol=0, msg="the same place, where the prior says skin")
 
 
 def test_hair_below_the_nape_needs_long_hair_in_the_photo_and_the_guess() -> None:

@@ -50,6 +50,10 @@ LONG_HAIR = -0.25
 """Hair that the photo shows below this height (head units) is long."""
 ALIKE = 0.15
 """Difference of guessed colours up to which points count as the same kind."""
+BODY_LIGHT = 0.25
+"""How much brightness counts in the likeness of clothes: they are darker behind than in front."""
+LEAST = 1e-3
+"""Weight of a neighbour that is not alike at all."""
 BODY_REACH = 0.05
 """Difference in height or distance from the neck's axis (head units) over which the colours of neck and clothes fade."""
 NECK_AXIS, PLACE_WEIGHT = (0.0, -0.06), 0.2
@@ -71,7 +75,8 @@ def unseen_colours(
     sure = seen.trust > SURE
     bare = sure & ~is_hair
     colours = continued(seen[bare], seen_guess[bare], points.position, guess, generator)
-    colours = wrapped(portrait, seen[sure & is_body], points.position, colours, generator)
+    body = sure & is_body
+    colours = wrapped(portrait, seen[body], seen_guess[body], points.position, guess, colours, generator)
     hair, style = photo_hair_colour(portrait, hair_mask), measure_strands(portrait, hair_mask)
     if hair is None:
         return colours
@@ -126,23 +131,41 @@ def continued(seen: SurfacePoints, seen_guess: Tensor, position: Tensor, guess: 
     pick = torch.randperm(len(seen_guess), generator=generator)[:ANCHORS]
     difference, own = (seen.colour - seen_guess)[pick], seen_guess[pick]
     distance, index = _nearest(seen.position[pick], position)
-    alike = torch.exp(-(((own[index] - guess[:, None]).norm(dim=-1) / ALIKE) ** 2))
-    mean = _weighted(difference[index], (alike + 1e-3) / (distance + SPREAD) ** 2)
+    mean = _weighted(difference[index], (_likeness(own[index], guess) + LEAST) / (distance + SPREAD) ** 2)
     return guess + mean * torch.exp(-((distance[:, :1] / REACH) ** 2))
 
 
-def wrapped(portrait: Portrait, seen: SurfacePoints, position: Tensor, colours: Tensor, generator: torch.Generator) -> Tensor:
-    """Return colours (N, 3) with those of neck, shoulders and clothes carried on around the body at their height from seen points."""
+def wrapped(
+    portrait: Portrait,
+    seen: SurfacePoints,
+    seen_guess: Tensor,
+    position: Tensor,
+    guess: Tensor,
+    colours: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return colours (N, 3) with those of neck, shoulders and clothes carried on around the body at their height from seen points.
+
+    What the prior guesses to be something else, such as skin beside a collar, keeps its own; seen_guess (M, 3), guess (N, 3).
+    """
     if len(seen.trust) < NEIGHBOURS:
         return colours
     pick = torch.randperm(len(seen.trust), generator=generator)[:ANCHORS]
     distance, index = _nearest(_around_body(seen.position[pick]), _around_body(position))
-    weight = 1 / (distance + SPREAD) ** 2
+    alike = _likeness(seen_guess[pick][index], guess, BODY_LIGHT)
+    weight = (alike + LEAST) / (distance + SPREAD) ** 2
     profile = _around_body(position)[:, :2]
     off = (_weighted(_around_body(seen.position[pick])[index][..., :2], weight) - profile).norm(dim=-1)
     in_face = _at_pixels(portrait, torch.from_numpy(face_outline(portrait)), position) & (position[:, 2] > 0)
-    share = torch.exp(-((off / BODY_REACH) ** 2)) * ~in_face
+    share = torch.exp(-((off / BODY_REACH) ** 2)) * alike.amax(1) * ~in_face
     return colours + share[:, None] * (_weighted(seen.colour[pick][index], weight) - colours)
+
+
+def _likeness(own: Tensor, guess: Tensor, light: float = 1.0) -> Tensor:
+    """How much guessed colours (N, 3) are like those of their neighbours (N, K, 3): (N, K); `light`: how much brightness counts."""
+    difference = own - guess[:, None]
+    brightness = difference @ difference.new_tensor(LUMINANCE)
+    return torch.exp(-(((difference - (1 - light) * brightness[..., None]).norm(dim=-1) / ALIKE) ** 2))
 
 
 def _around_body(position: Tensor) -> Tensor:
