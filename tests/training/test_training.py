@@ -12,7 +12,7 @@ import torch
 
 from portrait_backend.prior.lift import HALF, ProxySurface
 from portrait_backend.prior.network import PriorConfig, PriorNetwork
-from portrait_backend.prior.starter import RENDERING
+from portrait_backend.prior.starter import TRAINED
 from portrait_backend.prior.weights import load_prior, save_prior
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.training.augment import apply_appearance, degrade_input, draw_appearance
@@ -89,7 +89,7 @@ def test_mirrored_inputs_are_the_heads_seen_in_a_mirror(folder: Path, data: Head
 
 def test_colours_are_learned_as_means_but_outliers_pull_no_harder() -> None:
     error = torch.tensor([0.05, 0.2, 0.9], requires_grad=True)
-    PriorLoss(PriorNetwork(PriorConfig()), LossWeights(turn=0.2), RENDERING)._colour_error(error).sum().backward()
+    PriorLoss(PriorNetwork(PriorConfig()), LossWeights(turn=0.2), TRAINED)._colour_error(error).sum().backward()
     torch.testing.assert_close(error.grad, torch.tensor([0.25, 1.0, 1.0]))
 
 

@@ -22,8 +22,11 @@ from portrait_shared.settings import PriorSettings
 
 GEOMETRY_SIZE, APPEARANCE_SIZE = 128, 256
 """Plane texels per side: the shape's, and the colour's, which carries the photo's detail."""
-RENDERING = DensityActivation(gain=8.0, bias=-2.4)
-"""Sharper than in training (gain 5), at the same surface: what the network doubts is not drawn as haze around the shoulders."""
+TRAINED = DensityActivation(gain=8.0, bias=-2.4)
+"""What training renders with: sharper than the decoder's own (gain 5), at the same surface, so that no doubt is drawn as haze."""
+RENDERING = DensityActivation(gain=8.0, bias=-4.0)
+"""What heads are made with: the surface lies where the network is a little surer than even. Validation heads, fitted: the mask IoU from
+the side grows from .829 to .841, behind from .941 to .946, foreground PSNR by .1 dB; further on the rims lose their colours."""
 
 
 @lru_cache(maxsize=1)

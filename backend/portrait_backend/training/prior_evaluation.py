@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from portrait_backend.prior.network import INPUT_SIZE, PriorNetwork
-from portrait_backend.prior.starter import RENDERING
+from portrait_backend.prior.starter import TRAINED
 from portrait_backend.radiance.cameras import focal_pixels
 from portrait_backend.radiance.compositing import composite
 from portrait_backend.training.head_dataset import HeadDataset, camera_of
@@ -43,7 +43,7 @@ def march(
     def decode(t: Tensor) -> tuple[Tensor, Tensor]:
         points = origin + direction[:, None] * t[..., None]
         raw, rgb = decode_planes(network, planes, points.reshape(1, -1, 3), False)
-        return RENDERING(raw.view(t.shape)) * inside(points), rgb.view(*t.shape, 3)
+        return TRAINED(raw.view(t.shape)) * inside(points), rgb.view(*t.shape, 3)
 
     step = (FAR - NEAR) / coarse
     t = (NEAR + step * (torch.arange(coarse) + 0.5)).expand(size * size, coarse)

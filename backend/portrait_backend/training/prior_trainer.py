@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from portrait_backend.prior.network import PriorConfig, PriorNetwork
-from portrait_backend.prior.starter import RENDERING
+from portrait_backend.prior.starter import TRAINED
 from portrait_backend.prior.weights import save_prior
 from portrait_backend.training.head_dataset import load_heads
 from portrait_backend.training.prior_evaluation import evaluate_prior
@@ -40,7 +40,7 @@ class PriorRecipe:
         if not (options.out / "checkpoint.pt").exists():
             print(f"proxy surface error {fit_proxy(self.data, self.network.proxy):.4f} units")
         self.network.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.module = PriorLoss(self.network, LossWeights(), RENDERING)
+        self.module = PriorLoss(self.network, LossWeights(), TRAINED)
 
     def groups(self) -> list[dict[str, Any]]:
         """What lies on the planes themselves learns four times as fast and without weight decay."""
