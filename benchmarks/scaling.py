@@ -72,7 +72,7 @@ def batch(workers: int) -> None:
             Path(names[-1]).write_bytes(photo.read_bytes())
         command = [sys.executable, "-m", "portrait_backend", "batch", *names, "-o", f"{folder}/heads", "--jobs", str(workers)]
         subprocess.run(
-            [*command, "--preset", "draft", "--fit-steps", "0"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*command, "--preset", "draft", "--prior-fit-steps", "0"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
 
 
