@@ -20,6 +20,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from portrait_backend.devices import keep_threads
 from portrait_backend.radiance.analytic import ellipsoid_head
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.density_grid import DensityGrid
@@ -102,6 +103,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the rows here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_threads()  # numba's too
     head = Head.load(arguments.head) if arguments.head else ellipsoid_head(depth=2, size=128)
     planes = " and ".join("x".join(map(str, p.planes.shape[1:])) for p in dict.fromkeys((head.geometry, head.appearance)))
     machine = f"{arguments.threads} threads, torch {torch.__version__}, {platform.machine()}"

@@ -14,6 +14,7 @@ from portrait_backend.prior.surface import ReferenceView, SurfacePoints, points_
 from portrait_backend.prior.unseen import continued, hairness, unseen_colours, without_colour, wrapped
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.density_grid import DensityGrid
+from portrait_backend.radiance.picture import PictureLattice
 
 
 class Ball:
@@ -58,11 +59,12 @@ def test_silhouette_and_depth_of_a_ball() -> None:
 
 
 def test_the_photo_is_trusted_in_front_not_at_grazing_angles_and_not_behind(ball_photo: Portrait) -> None:
-    reference = ReferenceView(Ball(), ball_photo, DensityGrid.build(Ball(), 96))
+    lattice = PictureLattice.of(DensityGrid.build(Ball(), 96).refined(Ball()))
+    reference = ReferenceView(ball_photo, lattice)
     points = 0.3 * torch.nn.functional.normalize(torch.tensor([[0.0, 0.0, 1.0], [0.99, 0.0, 0.14], [0.0, 0.0, -1.0]]), dim=-1)
     trust = reference.look_up(points, -points).trust
     assert trust[0] > 0.95 and trust[1] < 0.3 and trust[2] == 0
-    around = points_around(Ball(), reference, DensityGrid.build(Ball(), 96))
+    around = points_around(reference, lattice)
     assert (around.position.norm(dim=-1) - 0.3).abs().max() < 0.02
     assert (around.trust[around.position[:, 2] < -0.05] == 0).all()
 

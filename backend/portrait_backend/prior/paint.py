@@ -15,20 +15,17 @@ from torch import Tensor
 from portrait_backend.context import Context
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.adam import Adam
-from portrait_backend.prior.surface import RaySamples, ReferenceView, SurfacePoints, joined, points_around, sample_rays
+from portrait_backend.prior.surface import RaySamples, ReferenceView, SurfacePoints, joined, points_around
 from portrait_backend.prior.unseen import unseen_colours
-from portrait_backend.radiance.density_grid import DensityGrid
 from portrait_backend.radiance.head import Head
+from portrait_backend.radiance.picture import COLOURS, PictureLattice
 from portrait_backend.radiance.triplane import resize_planes, sample_planes
 
-GRID = 96
 LEVELS = ((128, 0.4), (256, 1.0))
 """Texels per side of the residual, and the share of the steps after which the next one takes over."""
 RATE = 0.02
 RAYS, POINTS = 3500, 8000
 """Rays of the photo and points from around a step."""
-HEAVIEST = 4
-"""Samples of a ray that carry its colour; the others hold next to nothing."""
 BESIDE, BELOW = 0.005, 0.012
 """Depths (head units) above and below the surface that are painted too: rays and the texture's bake read there."""
 KNOWN = 0.98
@@ -50,14 +47,14 @@ class Targets:
 @torch.no_grad()
 def paint_targets(head: Head, portrait: Portrait, generator: torch.Generator) -> Targets:
     """Collect what the surface should look like: the photo, as far as it is to be trusted, and `unseen_colours`."""
-    grid = DensityGrid.build(head, GRID)
-    reference = ReferenceView(head, portrait, grid)
-    rays, chosen = _photo_rays(head, portrait, grid)
+    lattice = head.picture_lattice()
+    reference = ReferenceView(portrait, lattice)
+    rays, chosen = _photo_rays(portrait, lattice)
     alpha = rays.weight.sum(-1)
     surface = (rays.points * rays.weight[..., None]).sum(1) / alpha[:, None]
     trust = torch.where(alpha > 0.5, reference.trust.reshape(-1)[chosen], 0)
     seen = SurfacePoints(surface, torch.zeros_like(surface), portrait.rgba[..., :3].reshape(-1, 3)[chosen], trust)
-    around = points_around(head, reference, grid)
+    around = points_around(reference, lattice)
     around = around[around.trust < KNOWN]
     doubtful = seen.trust < KNOWN
     open_points = joined([seen[doubtful], around])
@@ -69,20 +66,17 @@ def paint_targets(head: Head, portrait: Portrait, generator: torch.Generator) ->
     return Targets(rays, ray_colour * alpha[:, None], around, colours[int(doubtful.sum()) :])
 
 
-def _photo_rays(head: Head, portrait: Portrait, grid: DensityGrid) -> tuple[RaySamples, Tensor]:
-    """Return the heaviest samples of the rays through every other photo pixel that hit, weights adding up to alpha; the pixels (R,)."""
+def _photo_rays(portrait: Portrait, lattice: PictureLattice) -> tuple[RaySamples, Tensor]:
+    """Return the samples that a picture would colour of the rays through every other photo pixel that hit; the pixels (R,)."""
     camera = portrait.camera
     origin, directions = camera.rays()
     pixel = torch.arange(len(directions))
     wanted = ((pixel + pixel // camera.width) % 2 == 0) & (portrait.matte.reshape(-1) > 0.5) & (portrait.valid.reshape(-1) > 0.5)
     pixel = pixel[wanted]
-    found, _ = sample_rays(head, origin, directions[pixel], grid)
-    alpha = found.weight.sum(-1)
-    weight, heaviest = found.weight.topk(HEAVIEST, -1)
-    weight = weight * (alpha / weight.sum(-1).clamp_min(1e-6))[:, None]
-    points = found.points.gather(1, heaviest[..., None].expand(-1, -1, 3))
-    hit = alpha > 0.1
-    return RaySamples(points[hit], weight[hit], found.index[hit]), pixel[found.index[hit]]
+    alpha, _, t = lattice.march(origin, directions[pixel])
+    hit = (alpha > 0.1).nonzero()[:, 0]
+    points = origin + directions[pixel[hit], None] * t[hit, :, None]
+    return RaySamples(points, (alpha[hit, None] / COLOURS).expand(-1, COLOURS), hit), pixel[hit]
 
 
 def paint(head: Head, portrait: Portrait, steps: int, context: Context, first: int, total: int) -> Head:
@@ -116,5 +110,5 @@ def _loss(head: Head, planes: Tensor, residual: Tensor, targets: Targets, genera
     at = (torch.cat([targets.rays.points[ray].reshape(-1, 3), inner]) / head.half_extent)[None]
     axes = head.appearance.axes
     colour = head.decoder(sample_planes(planes, at, axes)[0] + sample_planes(residual, at, axes)[0], outputs=4)[1]
-    shown = (colour[: RAYS * HEAVIEST].view(RAYS, HEAVIEST, 3) * targets.rays.weight[ray][..., None]).sum(1)
-    return (shown - targets.ray_colour[ray]).abs().mean() + (colour[RAYS * HEAVIEST :] - targets.point_colour[point]).abs().mean()
+    shown = (colour[: RAYS * COLOURS].view(RAYS, COLOURS, 3) * targets.rays.weight[ray][..., None]).sum(1)
+    return (shown - targets.ray_colour[ray]).abs().mean() + (colour[RAYS * COLOURS :] - targets.point_colour[point]).abs().mean()

@@ -16,6 +16,7 @@ from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.compositing import ray_weights
 from portrait_backend.radiance.density_grid import DensityGrid, propose
+from portrait_backend.radiance.picture import PictureLattice
 
 DEPTH_SIZE, AROUND_SIZE, SAMPLES = 256, 128, 12
 """Pixels of the reference depth map and of the views from around; samples a ray."""
@@ -92,10 +93,10 @@ class ReferenceView:
     """The photo with the head's own depth in it: tells colour and trust of surface points."""
 
     @torch.no_grad()
-    def __init__(self, field: Density, portrait: Portrait, grid: DensityGrid) -> None:
+    def __init__(self, portrait: Portrait, lattice: PictureLattice) -> None:
         self.portrait, camera = portrait, portrait.camera.resized(DEPTH_SIZE)
         origin, directions = camera.rays()
-        alpha, depth = silhouette(field, origin, directions, grid)
+        alpha, depth, _ = lattice.march(origin, directions)
         solid = (alpha > SOLID).view(1, 1, DEPTH_SIZE, DEPTH_SIZE)
         self.depth = torch.where(solid, depth.view_as(solid), 0)
         far = torch.where(solid, self.depth, 9.0)
@@ -129,12 +130,12 @@ class ReferenceView:
 
 
 @torch.no_grad()
-def points_around(field: Density, reference: ReferenceView, grid: DensityGrid) -> SurfacePoints:
+def points_around(reference: ReferenceView, lattice: PictureLattice) -> SurfacePoints:
     """Return points of the whole surface, looked at from all sides."""
     parts = []
     for azimuth, pitch in AROUND:
         origin, directions = Camera.orbit(reference.portrait.yaw + azimuth, pitch, AROUND_SIZE).rays()
-        alpha, depth = silhouette(field, origin, directions, grid)
+        alpha, depth, _ = lattice.march(origin, directions)
         hit = alpha > SOLID
         parts.append(reference.look_up(origin + directions[hit] * depth[hit, None], F.normalize(directions[hit], dim=-1)))
     return joined(parts)

@@ -6,6 +6,8 @@ carried on from the nearest seen points of the same kind and fades with the dist
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from scipy.spatial import cKDTree
@@ -33,6 +35,10 @@ LEAF = 32
 """Points of a leaf of the search tree: with so few anchors, a quarter faster than the usual 10."""
 VOTE_REACH = 0.08
 """Distance (head units) over which seen hair or skin decides what its unseen surroundings are."""
+FAR_VOTE = 0.2
+"""Distance from which nothing is left of that."""
+UNNOTICED = 1 / 512
+"""Share of a colour that makes less than half a grey level."""
 SPREAD = 0.03
 """Distances up to this count alike."""
 SURE = 0.8
@@ -74,21 +80,27 @@ def unseen_colours(
     is_hair, is_body = (_at_pixels(portrait, mask, seen.position) for mask in (hair_mask, body_pixels(portrait, hair_mask)))
     sure = seen.trust > SURE
     bare = sure & ~is_hair
-    colours = continued(seen[bare], seen_guess[bare], points.position, guess, generator)
+    hair, anchors = photo_hair_colour(portrait, hair_mask), seen[sure & is_hair]
+    share = torch.zeros(len(guess))
+    if hair is not None:
+        share = hairness(points.position, guess, seen_guess[bare], anchors.position)
+        share = voted(seen[sure], is_hair[sure], points.position, share, generator)
+    colours = guess.clone()
+    some = (share < 1 - UNNOTICED).nonzero()[:, 0]
+    colours[some] = continued(seen[bare], seen_guess[bare], points.position[some], guess[some], generator)
     body = sure & is_body
-    colours = wrapped(portrait, seen[body], seen_guess[body], points.position, guess, colours, generator)
-    hair, style = photo_hair_colour(portrait, hair_mask), measure_strands(portrait, hair_mask)
+    colours[some] = wrapped(portrait, seen[body], seen_guess[body], points.position[some], guess[some], colours[some], generator)
     if hair is None:
         return colours
-    anchors = seen[sure & is_hair]
-    share = hairness(points.position, guess, seen_guess[bare], anchors.position)
-    share = voted(seen[sure], is_hair[sure], points.position, share, generator)
     kept = of_one_hue(anchors.colour, hair)
     anchors, own = anchors[kept], seen_guess[sure & is_hair][kept]
-    strands = continued(anchors, shaded(hair, own, own), points.position, shaded(hair, guess, own), generator)
+    some = (share > UNNOTICED).nonzero()[:, 0]
+    strands = continued(anchors, shaded(hair, own, own), points.position[some], shaded(hair, guess[some], own), generator)
+    style = measure_strands(portrait, hair_mask)
     if style is not None:
-        strands = strands * strand_factors(points.position, style, generator)
-    return (colours + share[:, None] * (strands - colours)).clamp(0, 1)
+        strands = strands * strand_factors(points.position[some], style, generator)
+    colours[some] += share[some, None] * (strands - colours[some])
+    return colours.clamp(0, 1)
 
 
 def without_colour(portrait: Portrait) -> bool:
@@ -179,15 +191,16 @@ def voted(seen: SurfacePoints, is_hair: Tensor, position: Tensor, share: Tensor,
     if len(is_hair) < NEIGHBOURS:
         return share
     pick = torch.randperm(len(is_hair), generator=generator)[:ANCHORS]
-    distance, index = _nearest(seen.position[pick], position)
+    distance, index = _nearest(seen.position[pick], position, FAR_VOTE)
     vote = is_hair[pick][index].float().mean(1)
     return share + (vote - share) * torch.exp(-((distance.mean(1) / VOTE_REACH) ** 2))
 
 
-def _nearest(anchors: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-    """Return distances and indices (N, K) of the nearest anchors (M, 3) of points (N, 3)."""
-    distance, index = cKDTree(anchors.numpy(), leafsize=LEAF).query(position.numpy(), NEIGHBOURS, workers=torch.get_num_threads())
-    return torch.from_numpy(distance).float(), torch.from_numpy(index)
+def _nearest(anchors: Tensor, position: Tensor, farthest: float = math.inf) -> tuple[Tensor, Tensor]:
+    """Return distances and indices (N, K) of the nearest anchors (M, 3) of points (N, 3); infinite, with any index, beyond `farthest`."""
+    tree = cKDTree(anchors.numpy(), leafsize=LEAF)
+    distance, index = tree.query(position.numpy(), NEIGHBOURS, distance_upper_bound=farthest, workers=torch.get_num_threads())
+    return torch.from_numpy(distance).float(), torch.from_numpy(index).clamp_max(len(anchors) - 1)
 
 
 def _weighted(values: Tensor, weight: Tensor) -> Tensor:

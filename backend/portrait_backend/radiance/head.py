@@ -211,13 +211,17 @@ class Head:
         planes = self.geometry.planes
         return self._kept(f"grid {resolution}", lambda: DensityGrid.build(self, resolution, device=planes.device, dtype=planes.dtype))
 
+    @torch.no_grad()
+    def picture_lattice(self) -> PictureLattice:
+        """Return the lattice that pictures take the matter from, kept as `density_grid` is; on the CPU in float32 only."""
+        return self._kept("picture", lambda: PictureLattice.of(self.density_grid().refined(self)))
+
     def picture(self, camera: Camera, *, normals: bool = False) -> RenderOutput:
         """Render without gradients for looking at: `render`'s quality in a fraction of the time, once a finer density lattice is built."""
         planes = self.geometry.planes
         with torch.no_grad():
             if planes.device.type == "cpu" and planes.dtype == torch.float32:
-                lattice = self._kept("picture", lambda: PictureLattice.of(self.density_grid().refined(self)))
-                return draw(self, camera, lattice, normals=normals)
+                return draw(self, camera, self.picture_lattice(), normals=normals)
             grid = self._kept("fine grid", lambda: self.density_grid().refined(self))
             return renderer.render(self, camera, grid=grid, samples=FINE_SAMPLES, normals=normals)
 

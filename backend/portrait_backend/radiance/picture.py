@@ -41,22 +41,30 @@ class PictureLattice:
         occupied = F.max_pool3d(occupied[None, None], BLOCK if len(grid.values) % BLOCK == 0 else 1)[0, 0] > 0
         return cls(grid.values.clamp_min(0).pow(1 / 3).contiguous(), occupied, grid.half_extent)
 
+    @torch.no_grad()
+    def march(self, origin: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Follow rays from origin (3,) along directions (N, 3), of unit z, through the matter.
+
+        Returns alpha (N,); mean z-depth (N,), 0 where nothing was hit; and the z-depths (N, COLOURS) that share the ray's weight equally.
+        """
+        from portrait_backend.radiance import march_kernel  # compiled at first use
+
+        near, far = box_interval(origin, directions, self.half_extent)
+        alpha, depth, t = torch.empty(len(directions)), torch.empty(len(directions)), torch.empty(len(directions), COLOURS)
+        per_unit = np.float32(0.5 * len(self.roots) / self.half_extent)
+        march_kernel.march(
+            self.roots.numpy(), self.occupied.numpy(), per_unit, origin.contiguous().numpy(), directions.contiguous().numpy(),
+            near.numpy(), far.numpy(), STEPS_PER_CELL * len(self.roots), np.float32(OPAQUE), alpha.numpy(), depth.numpy(), t.numpy(),
+        )  # fmt: skip
+        return torch.where(alpha > HIT, alpha, 0), torch.where(alpha > HIT, depth, 0), t
+
 
 @torch.no_grad()
 def draw(field: LayeredField, camera: Camera, lattice: PictureLattice, *, normals: bool = False) -> RenderOutput:
     """Return the picture of a field that a camera sees, everything on the CPU in float32."""
-    from portrait_backend.radiance import march_kernel  # compiled at first use
-
     origin, directions = camera.rays()
-    near, far = box_interval(origin, directions, lattice.half_extent)
-    alpha, depth, t = torch.empty(len(directions)), torch.empty(len(directions)), torch.empty(len(directions), COLOURS)
-    per_unit = np.float32(0.5 * len(lattice.roots) / lattice.half_extent)
-    march_kernel.march(
-        lattice.roots.numpy(), lattice.occupied.numpy(), per_unit, origin.numpy(), directions.numpy(),
-        near.numpy(), far.numpy(), STEPS_PER_CELL * len(lattice.roots), np.float32(OPAQUE), alpha.numpy(), depth.numpy(), t.numpy(),
-    )  # fmt: skip
-    hit = (alpha > HIT).nonzero()[:, 0]
-    alpha, depth = (torch.where(alpha > HIT, values, 0) for values in (alpha, depth))
+    alpha, depth, t = lattice.march(origin, directions)
+    hit = alpha.nonzero()[:, 0]
     rgb, normal = torch.zeros(len(directions), 3), torch.zeros(len(directions), 3) if normals else None
     for rays in hit.split(CACHE_SAMPLES // COLOURS):
         points = origin + directions[rays, None] * t[rays, :, None]
