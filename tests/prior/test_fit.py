@@ -51,8 +51,8 @@ def test_there_is_no_haze_away_from_the_cleaned_shape(portrait: Portrait) -> Non
     assert before.region is None and after.region is not None
     share = (after.density_grid(64).values / (2 * after.surface_density)) > 0.5
     far = ~around(share.float(), 4)
-    assert float(before.density_grid(64).values[far].max()) > 0, "the network alone leaves some"
-    assert float(after.density_grid(64).values[far].max()) == 0
+    left, haze = (float(head.density_grid(64).values[far].max()) for head in (after, before))
+    assert haze > 1 and left < 1e-6, f"the network alone leaves {haze:g}, the fit {left:g}"
 
 
 def test_the_same_seed_gives_the_same_planes_and_another_does_not(portrait: Portrait) -> None:

@@ -175,14 +175,14 @@ def test_texturing_again(server: Server, tmp_path: Path) -> None:
     again = client.retexture(first.id, Settings(seed=9, mesh=MeshSettings(faces=9000, texture_size=2048)))
     assert (again.parent, again.start, again.seed, again.photo_sha256) == (first.id, "texture", 9, first.photo_sha256)
     assert again.settings["mesh"] == {**first.settings["mesh"], "texture_size": 2048}
-    assert {path.name for path in (server.folder(again.id) / "geometry").iterdir()} == set(STAGES)
+    assert {path.name for path in (server.folder(again.id) / "geometry").iterdir()} == {f"{stage}.json" for stage in STAGES}
     client.delete(first.id)
     for job in client.jobs():
         if job.id != again.id:
             client.cancel(job.id)
     assert server.wait(client, again.id).state == "completed", "the geometry is its own, even when its parent is deleted"
     third = client.retexture(again.id, DRAFT)
-    assert {path.name for path in (server.folder(third.id) / "geometry").iterdir()} == set(STAGES)
+    assert {path.name for path in (server.folder(third.id) / "geometry").iterdir()} == {f"{stage}.json" for stage in STAGES}
 
 
 def test_a_new_job_may_take_its_photo_from_another(server: Server) -> None:

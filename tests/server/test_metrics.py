@@ -43,7 +43,7 @@ def test_the_page_says_what_the_server_does(tmp_path: Path, monkeypatch: pytest.
         running = client.submit(photo(steps=10_000, pause=0.02), DRAFT)
         for _ in range(2):
             client.submit(photo(), DRAFT)
-        wait_for(lambda: scrape(server).get(("jobs", "running")) == 1, "the page to be up to date")
+        wait_for(lambda: (page := scrape(server))["jobs", "running"] == 1 and page["queue_length",] == 2, "the page to be up to date")
         page = scrape(server)
         assert page["queue_length",] == 2 and page["jobs", "completed"] == 1 and page["clients",] == 1
         assert page["jobs_ended_total", "completed"] == 1 and page["jobs_ended_total", "failed"] == 1
