@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,3 +100,18 @@ def test_two_surfaces_on_a_ray_both_get_samples_and_the_gap_between_them_none(ma
     assert ((z + 0.3).abs() < 0.08).sum() >= 4
     assert ((z.abs() - 0.3).abs() < 0.08).all()
     assert placed.gap[4].sum() < 0.3
+
+
+def test_samples_are_the_same_when_the_kernel_was_just_compiled_and_from_its_cache(tmp_path: Path) -> None:
+    program = """
+import hashlib, torch
+from portrait_backend.radiance.analytic import ellipsoid_head
+from portrait_backend.radiance.cameras import Camera
+from portrait_backend.radiance.density_grid import DensityGrid, propose
+found = propose(DensityGrid.build(ellipsoid_head(size=16), 48), *Camera.orbit(20, 5, 64).rays(), compiled=True)
+print(hashlib.sha256(found.t.numpy().tobytes() + found.gap.numpy().tobytes()).hexdigest())
+"""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    made = [subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True) for _ in range(2)]
+    assert list(tmp_path.rglob("grid_kernels.place_samples*.nbc")), "the second one came from the cache"
+    assert made[0].stdout == made[1].stdout

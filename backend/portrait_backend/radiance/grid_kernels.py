@@ -12,9 +12,12 @@ from numba import njit, prange
 
 NOTHING = np.float32(1e-5)
 """Optical depth of a step that counts as none: below it rounding would decide."""
+REPEATABLE = {"nnan", "ninf", "nsz", "arcp", "contract"}
+"""Liberties of arithmetic, without reordered sums and approximate functions: with those a kernel that was just compiled and the same one
+from numba's cache differ in the last bit, and the first head after an installation from the second."""
 
 
-@njit(inline="always", fastmath=True)
+@njit(inline="always", fastmath=REPEATABLE)
 def _trilinear(lattice: Any, x: Any, y: Any, z: Any) -> Any:
     """Lattice (n, n, n) indexed z, y, x at fractional indices, clamped at the border."""
     n = lattice.shape[0]
@@ -31,12 +34,12 @@ def _trilinear(lattice: Any, x: Any, y: Any, z: Any) -> Any:
     return a + fz * (c - a)
 
 
-@njit(inline="always", fastmath=True)
+@njit(inline="always", fastmath=REPEATABLE)
 def _block(x: Any, per_cell: Any, top: Any) -> Any:
     return int(min(max((x + np.float32(0.5)) * per_cell, np.float32(0)), top))
 
 
-@njit(inline="always", fastmath=True)
+@njit(inline="always", fastmath=REPEATABLE)
 def _steps_left(x: Any, pace: Any, block: int, blocks: int, per_cell: Any) -> Any:
     """Steps of `pace` cells until x leaves its block along this axis; the outermost blocks reach to infinity."""
     inverse = np.float32(1) / per_cell
@@ -47,7 +50,7 @@ def _steps_left(x: Any, pace: Any, block: int, blocks: int, per_cell: Any) -> An
     return np.float32(1e6)
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@njit(parallel=True, fastmath=REPEATABLE, cache=True)
 def place_samples(
     lattice: Any,
     occupied: Any,
