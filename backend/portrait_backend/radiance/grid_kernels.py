@@ -18,7 +18,7 @@ from numba's cache differ in the last bit, and the first head after an installat
 
 
 @njit(inline="always", fastmath=REPEATABLE)
-def _trilinear(lattice: Any, x: Any, y: Any, z: Any) -> Any:
+def trilinear(lattice: Any, x: Any, y: Any, z: Any) -> Any:
     """Lattice (n, n, n) indexed z, y, x at fractional indices, clamped at the border."""
     n = lattice.shape[0]
     top = np.float32(n - 1)
@@ -35,12 +35,12 @@ def _trilinear(lattice: Any, x: Any, y: Any, z: Any) -> Any:
 
 
 @njit(inline="always", fastmath=REPEATABLE)
-def _block(x: Any, per_cell: Any, top: Any) -> Any:
+def block_of(x: Any, per_cell: Any, top: Any) -> Any:
     return int(min(max((x + np.float32(0.5)) * per_cell, np.float32(0)), top))
 
 
 @njit(inline="always", fastmath=REPEATABLE)
-def _steps_left(x: Any, pace: Any, block: int, blocks: int, per_cell: Any) -> Any:
+def steps_left(x: Any, pace: Any, block: int, blocks: int, per_cell: Any) -> Any:
     """Steps of `pace` cells until x leaves its block along this axis; the outermost blocks reach to infinity."""
     inverse = np.float32(1) / per_cell
     if pace > np.float32(1e-6) and block < blocks - 1:
@@ -91,15 +91,15 @@ def place_samples(
                 x = middle + scale * (o[0] + directions[r, 0] * at)
                 y = middle + scale * (o[1] + directions[r, 1] * at)
                 z = middle + scale * (o[2] + directions[r, 2] * at)
-                k, j, i = _block(z, per_cell, top), _block(y, per_cell, top), _block(x, per_cell, top)
+                k, j, i = block_of(z, per_cell, top), block_of(y, per_cell, top), block_of(x, per_cell, top)
                 if not occupied[k, j, i]:  # go on where the ray leaves the block, never farther
-                    left = min(_steps_left(x, dx, i, blocks, per_cell), _steps_left(y, dy, j, blocks, per_cell))
-                    left = min(min(left, _steps_left(z, dz, k, blocks, per_cell)) - np.float32(0.05), np.float32(steps))
+                    left = min(steps_left(x, dx, i, blocks, per_cell), steps_left(y, dy, j, blocks, per_cell))
+                    left = min(min(left, steps_left(z, dz, k, blocks, per_cell)) - np.float32(0.05), np.float32(steps))
                     s += max(int(left), 1)
                     last = min(s, steps)
                     continue
                 last = s + 1
-                absorbed = _trilinear(lattice, x, y, z) * step
+                absorbed = trilinear(lattice, x, y, z) * step
                 if absorbed > NOTHING:
                     here = transmittance * (np.float32(1) - np.exp(-absorbed))
                     transmittance -= here

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from portrait_backend.radiance.grid_kernels import _block, _steps_left, _trilinear
+from portrait_backend.radiance.grid_kernels import REPEATABLE, block_of, steps_left, trilinear
 
 
-@njit(parallel=True, fastmath=True, cache=True)
+@njit(parallel=True, fastmath=REPEATABLE, cache=True)
 def march(
     roots: Any,
     occupied: Any,
@@ -55,13 +55,13 @@ def march(
         while s < steps and transmittance >= opaque:
             at = near[r] + step * (np.float32(s) + np.float32(0.5))
             px, py, pz = x + ux * at, y + uy * at, z + uz * at
-            k, j, i = _block(pz, per_cell, top), _block(py, per_cell, top), _block(px, per_cell, top)
+            k, j, i = block_of(pz, per_cell, top), block_of(py, per_cell, top), block_of(px, per_cell, top)
             if not occupied[k, j, i]:  # go on where the ray leaves the block, never farther
-                left = min(_steps_left(px, ux * step, i, blocks, per_cell), _steps_left(py, uy * step, j, blocks, per_cell))
-                left = min(min(left, _steps_left(pz, uz * step, k, blocks, per_cell)) - np.float32(0.05), np.float32(steps))
+                left = min(steps_left(px, ux * step, i, blocks, per_cell), steps_left(py, uy * step, j, blocks, per_cell))
+                left = min(min(left, steps_left(pz, uz * step, k, blocks, per_cell)) - np.float32(0.05), np.float32(steps))
                 s += max(int(left), 1)
                 continue
-            root = _trilinear(roots, px, py, pz)
+            root = trilinear(roots, px, py, pz)
             here = transmittance * (np.float32(1) - np.exp(-root * root * root * step))
             transmittance -= here
             total += here
