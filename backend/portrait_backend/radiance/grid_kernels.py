@@ -36,6 +36,7 @@ def trilinear(lattice: Any, x: Any, y: Any, z: Any) -> Any:
 
 @njit(inline="always", fastmath=REPEATABLE)
 def block_of(x: Any, per_cell: Any, top: Any) -> Any:
+    """Index of the block that holds the fractional cell index x along one axis."""
     return int(min(max((x + np.float32(0.5)) * per_cell, np.float32(0)), top))
 
 
