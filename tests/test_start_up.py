@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from portrait_backend.prior.adam import Adam
+from portrait_backend.painting.adam import Adam
 
 HEAVY = {"torch", "numpy", "scipy", "PIL", "cv2", "mediapipe", "numba", "zmq", "diffusers", "safetensors"}
 COMPILER = {"torch._dynamo", "torch._inductor", "diffusers", "transformers", "sympy"}

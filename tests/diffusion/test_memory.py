@@ -128,7 +128,7 @@ def test_memory_is_counted_while_it_lives() -> None:
 @pytest.mark.parametrize(("card", "mode"), [(4, "streamed"), (8, "sequential"), (12, "resident"), (24, "resident"), (80, "resident")])
 def test_auto_takes_what_fits_the_free_memory(card: int, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory_gb", lambda device: 0.92 * card)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(memory, "computes_bf16", lambda kind: True)
     found = plan(DiffusionSettings(weights="sd15"), torch.device("cuda"))
     assert (found.mode, found.precision) == (mode, "bf16")
     starter = plan(DiffusionSettings(), torch.device("cuda"))
@@ -139,7 +139,7 @@ def test_auto_takes_what_fits_the_free_memory(card: int, mode: str, monkeypatch:
 
 def test_old_cards_and_processors_get_what_they_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory_gb", lambda device: 10.0)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(memory, "computes_bf16", lambda kind: False)
     assert plan(DiffusionSettings(weights="sd15"), torch.device("cuda")).precision == "fp16"
     assert plan(DiffusionSettings(weights="sd15"), CPU) == MemoryPlan("resident", "fp32", CPU)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from portrait_backend.painting.surface import ReferenceView, SurfacePoints, points_around, sample_rays, silhouette
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.clean_shape import clean_occupancy, grown
-from portrait_backend.prior.surface import ReferenceView, SurfacePoints, points_around, sample_rays, silhouette
 from portrait_backend.prior.unseen import continued, hairness, unseen_colours, without_colour, wrapped
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.density_grid import DensityGrid

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from portrait_backend.context import Cancelled, Context, Progress
 from portrait_backend.diffusion.condition import ConditionEncoder, Domain
 from portrait_backend.diffusion.denoiser import STARTER_SCHEDULE, Denoiser
-from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.analytic import ellipsoid_head
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.head import Head
@@ -32,9 +31,11 @@ from portrait_backend.restoration.field import RestoredField
 from portrait_backend.restoration.fit import RestorationDiverged, restore
 from portrait_backend.restoration.guide import DiffusionPrior
 from portrait_backend.restoration.losses import opaque_loss, sparsity_loss, variation_loss
+from portrait_backend.restoration.settle import settle
 from portrait_backend.restoration.views import clean_normals, draw_angles, matched_colours, render_view
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import RestorationSettings
+from tests.drawn_portraits import portrait_of
 
 SIZE = 32
 
@@ -58,25 +59,6 @@ def context(seed: int = 0, cancel_after: int | None = None, log: list[Progress] 
     count = iter(range(10**6))
     stop = None if cancel_after is None else lambda: next(count) >= cancel_after
     return Context(torch.device("cpu"), torch.float32, torch.Generator().manual_seed(seed), None if log is None else log.append, stop)
-
-
-def portrait_of(head: Head) -> Portrait:
-    with torch.no_grad():
-        out = head.render(Camera.orbit(0, 0, 128))
-    rgba = torch.cat([(out.rgb / out.alpha.clamp_min(1e-3)[..., None]).clamp(0, 1), out.alpha[..., None]], -1)
-    return Portrait(
-        image=rgba[..., :3],
-        rgba=rgba,
-        valid=torch.ones(128, 128),
-        landmarks=torch.zeros(468, 2),
-        camera=Camera.orbit(0, 0, 128),
-        coefficients=torch.zeros(25),
-        yaw=0.0,
-        pitch=0.0,
-        roll=0.0,
-        source="drawn",
-        sha256="",
-    )
 
 
 class PixelCodec(nn.Module):
@@ -269,7 +251,7 @@ def test_only_phi_and_the_decoder_learn(flat: Head, truth: Head) -> None:
 
 def test_the_same_seed_restores_the_same_head_and_reports_previews(flat: Head, truth: Head) -> None:
     log: list[Progress] = []
-    settings = RestorationSettings(steps=3, render_size=SIZE)
+    settings = RestorationSettings(steps=3, settle_steps=0, render_size=SIZE)
     runs = [restore(flat, portrait_of(flat), settings, context(seed, log=log), oracle(truth)) for seed in (1, 1, 2)]
     assert torch.equal(runs[0].geometry.planes, runs[1].geometry.planes)
     assert not torch.equal(runs[0].geometry.planes, runs[2].geometry.planes)
@@ -317,3 +299,23 @@ def test_the_colours_are_held_at_phis_first_answer(flat: Head, truth: Head) -> N
         moved = (RestoredField(flat, phi).merged().render(camera).rgb - flat.render(camera).rgb).abs().mean()
     restore(flat, portrait_of(flat), RestorationSettings(steps=1, render_size=SIZE), context(log=log), oracle(truth), phi)
     assert moved > 0.01 and log[1].metrics["colours"] < 0.05 * 5.0 * float(moved)
+
+
+def test_settling_brings_the_photos_colours_back(truth: Head) -> None:
+    """Stage 2 made everything paler; what the photo saw gets its colours again, what it never saw stays as stage 2 left it."""
+    planes = truth.geometry
+    pale = truth.with_planes(appearance=planes.with_planes(planes.planes + 0.15))
+    portrait, camera = portrait_of(truth, 256), {a: Camera.orbit(a, 0, 64) for a in (0, 180)}
+    log: list[Progress] = []
+    settled = settle(pale, portrait, 60, context(log=log), first=5, total=70)
+
+    def difference(one: Head, other: Head, azimuth: int) -> float:
+        with torch.no_grad():
+            return float((one.render(camera[azimuth]).rgb - other.render(camera[azimuth]).rgb).abs().mean())
+
+    assert difference(pale, truth, 0) > 0.01 and difference(pale, truth, 180) > 0.01, "the case is one"
+    assert difference(settled, truth, 0) < 0.35 * difference(pale, truth, 0)
+    assert difference(settled, pale, 180) < 0.35 * difference(pale, truth, 180)
+    assert torch.equal(settled.geometry.planes, pale.geometry.planes)
+    assert (log[0].step, log[-1].step, log[-1].steps) == (6, 65, 70)
+    assert settle(pale, portrait, 0, context(), 0, 1) is pale

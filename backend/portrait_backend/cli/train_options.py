@@ -44,7 +44,10 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
         Annotated[Literal["starter", "full"], typer.Option("--scale", help="starter: the shipped sizes; full: on downloaded models.")],
         "starter",
     ),
-    "precision": (Annotated[Literal["no", "bf16", "fp16"], typer.Option("--precision", help="Mixed precision.")], "bf16"),
+    "precision": (
+        Annotated[Literal["no", "bf16", "fp16"], typer.Option("--precision", help="Mixed; bf16 only where quicker.")],
+        "bf16",
+    ),
     "log_with": (
         Annotated[Literal["", "tensorboard", "wandb"], typer.Option("--log-with", help="A tracker besides log.jsonl.", show_default=False)],
         "",

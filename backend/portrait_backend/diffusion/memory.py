@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 
+from portrait_backend.precision import computes_bf16
 from portrait_shared.settings import DiffusionSettings
 
 Mode = Literal["resident", "sequential", "streamed"]
@@ -57,7 +58,7 @@ def plan(settings: DiffusionSettings, device: torch.device) -> MemoryPlan:
     precision, mode = settings.precision, settings.memory
     plain = settings.weights == "starter" or device.type == "cpu"
     if precision == "auto":
-        precision = "fp32" if plain else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        precision = "fp32" if plain else "bf16" if computes_bf16("cuda") else "fp16"
     if mode == "auto":
         free = None if plain else free_memory_gb(device)
         mode = "resident" if free is None else recommended(free, precision)

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from portrait_backend.context import Context
+from portrait_backend.painting.adam import Adam
+from portrait_backend.painting.surface import silhouette
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.adam import Adam
 from portrait_backend.prior.clean_shape import RESOLUTION, clean_occupancy
 from portrait_backend.prior.paint import paint
-from portrait_backend.prior.surface import silhouette
 from portrait_backend.radiance.density_grid import DensityGrid, neighbourhood_max
 from portrait_backend.radiance.head import Head
 from portrait_backend.radiance.triplane import resize_planes, sample_planes

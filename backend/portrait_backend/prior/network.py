@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from portrait_backend.precision import bf16_autocast
 from portrait_backend.prior.lift import ProxySurface, copied_planes, lift
 from portrait_backend.radiance.decoder import Decoder
 
@@ -163,7 +164,7 @@ class PriorNetwork(nn.Module):
         maps, weight = self.lifted(image, pose, coefficients, INPUT_SIZE)
         seen = torch.cat([maps * weight, weight], 2).flip(3).flatten(1, 2)
         x = torch.cat([image * 2 - 1, angles[:, :, None, None].expand(-1, -1, INPUT_SIZE, INPUT_SIZE) * 2, seen], 1)
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=autocast):
+        with bf16_autocast(image.device.type, autocast):
             residual, tokens = self.encoder(x)
         learned = torch.cat([residual + self.mean_planes, self.palette(tokens, image, self.config.planes)], -1)
         return learned, copied_planes(maps, weight, self.config.depth)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from portrait_backend.painting.surface import SurfacePoints, smoothstep
 from portrait_backend.portrait.regions import face_outline
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.hair_colour import (
@@ -25,7 +26,6 @@ from portrait_backend.prior.hair_colour import (
     share_above,
 )
 from portrait_backend.prior.hair_strands import measure_strands, strand_factors
-from portrait_backend.prior.surface import SurfacePoints, smoothstep
 
 REACH = 0.35
 """Distance (head units) over which the photo's colours fade into the guess."""

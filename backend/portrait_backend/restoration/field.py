@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from portrait_backend.precision import bf16_autocast
 from portrait_backend.radiance.decoder import FEATURES, Decoder
 from portrait_backend.radiance.head import Head
 from portrait_backend.radiance.triplane import resize_planes, sample_planes, to_channels_last, to_neutral
@@ -44,7 +45,7 @@ class RestoredField:
         shared, channels = head.appearance is geometry, geometry.depth * geometry.channels
         if phi.config.channels != (channels if shared else 2 * channels):
             raise ValueError(f"phi is for {phi.config.channels} channels, the head has planes of {channels}")
-        with torch.autocast(geometry.planes.device.type, torch.bfloat16, enabled=autocast):
+        with bf16_autocast(geometry.planes.device.type, autocast):
             residual = phi(phi_input(head) if planes is None else planes).float()
         self.head, self.decoder = head, decoder or head.decoder
         self.half_extent, self.surface_density = head.half_extent, head.surface_density

@@ -41,6 +41,7 @@ from portrait_backend.restoration.losses import (
     sparsity_loss,
     variation_loss,
 )
+from portrait_backend.restoration.settle import settle
 from portrait_backend.restoration.views import SAMPLES, View, draw_angles, render_view
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import RestorationSettings
@@ -168,13 +169,13 @@ def restore(
 
     prior, phi: other networks than those of `context.diffusion`. Raises `RestorationDiverged`, and Cancelled.
     """
-    sources = find_sources(context.diffusion, ("restoration",))
-    context.report(0, settings.steps + 1)
+    sources, total = find_sources(context.diffusion, ("restoration",)), settings.steps + settings.settle_steps + 1
+    context.report(0, total)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(0, 2**31, (1,), generator=context.generator, device=context.generator.device)))
         fit = Fit(head, phi or trained_phi(head, sources), settings.learning_rate)
     if settings.steps == 0:
-        return fit.finished()
+        return settle(fit.finished(), portrait, settings.settle_steps, context, 0, total)
     prior = prior_from(sources, settings, plan(context.diffusion, context.device)) if prior is None else prior.to(context.device)
     guide = Guide(prior, settings, reference_image(portrait).to(context.device), context.generator)
     target = reference_target(portrait, context.device)
@@ -187,8 +188,8 @@ def restore(
         if step % SNAPSHOT == 0:
             fit.snapshot()
         preview = view.rgb.detach()[0].permute(1, 2, 0).clamp(0, 1) if step % PREVIEW == 0 else None
-        context.report(step + 1, settings.steps + 1, preview, **{name: float(term.detach()) for name, term in terms.items()})
-    result = fit.finished()
+        context.report(step + 1, total, preview, **{name: float(term.detach()) for name, term in terms.items()})
+    result = settle(fit.finished(), portrait, settings.settle_steps, context, settings.steps, total)
     if not all(bool(torch.isfinite(p.planes).all()) for p in (result.geometry, result.appearance)):
         raise RestorationDiverged(settings.steps - 1, fit.finished(last_good=True))
     return result

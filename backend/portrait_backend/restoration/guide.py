@@ -22,6 +22,7 @@ from portrait_backend.diffusion.guidance import (
     x0_image,
     x0_image_loss,
 )
+from portrait_backend.precision import bf16_autocast
 from portrait_backend.restoration.views import View, clean_normals, matched_colours, resized
 from portrait_shared.settings import RestorationSettings
 
@@ -125,5 +126,5 @@ class Guide:
         return torch.randn(z.shape, generator=self.generator, device=self.generator.device).to(z.device)
 
     def _autocast(self, image: Tensor) -> torch.autocast:
-        """Single-precision networks compute in bf16; others in their own half."""
-        return torch.autocast(image.device.type, torch.bfloat16, enabled=self._single)
+        """Single-precision networks compute in bf16 where it pays; others in their own half."""
+        return bf16_autocast(image.device.type, self._single)

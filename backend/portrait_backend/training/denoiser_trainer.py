@@ -15,6 +15,7 @@ from portrait_backend.diffusion.codec import Codec
 from portrait_backend.diffusion.condition import DOMAINS
 from portrait_backend.diffusion.denoiser import Denoiser, starter_denoiser
 from portrait_backend.diffusion.weights import load_codec, load_denoiser, save_denoiser
+from portrait_backend.precision import bf16_autocast
 from portrait_backend.training.augment import degrade_input
 from portrait_backend.training.codec_trainer import save_picture
 from portrait_backend.training.head_views import HeadViews, over_grey
@@ -158,7 +159,7 @@ class DenoiserRecipe:
                     condition = network.condition.encode(angle[:1], angle[1:], domain, reference)
                     z = self.codec.encode(truth[None])
                     noise = torch.randn(z.shape, generator=generator)
-                    with torch.autocast(z.device.type, torch.bfloat16):
+                    with bf16_autocast(z.device.type):
                         for share, sums in errors.items():
                             t = network.timestep(share)
                             output = network.output(network.add_noise(z, noise, t), t, condition)

@@ -22,6 +22,7 @@ from portrait_backend.diffusion.sources import Sources
 from portrait_backend.diffusion.weights import load_codec, load_denoiser
 from portrait_backend.geometry.reprojection import find_warp
 from portrait_backend.geometry.surface_views import SurfaceView
+from portrait_backend.precision import bf16_autocast
 from portrait_backend.refinement.brushnet import read_brushnet, start_from_brushnet
 from portrait_backend.refinement.hybrid_priors import Conditions, HybridPriors, HybridPriorsConfig, tap_warps
 from portrait_backend.refinement.injection import injected
@@ -225,7 +226,7 @@ class HybridPriorsRecipe:
             pair = self._pair(self.held_out, [row], generator, paint=False)
             side = pair.target.shape[-1] // self.codec.factor
             noise = torch.randn(1, self.codec.channels, side, side, generator=generator)
-            with torch.autocast(noise.device.type, torch.bfloat16):
+            with bf16_autocast(noise.device.type):
                 for t in (100, 350, 700):
                     out = loss(pair, noise, torch.zeros(1, 1, 1, 1), torch.tensor([t]), torch.ones(3), 1)
                     losses.append(float(out["total"]))

@@ -35,7 +35,7 @@ from portrait_shared.settings import PriorSettings, RestorationSettings
 
 RAYS, REPEAT = 2048, 3
 """Rays a step; steps in a row on the same head, which costs more to make than a step."""
-FITTED, FIT_STEPS = 0.5, 20
+FITTED, FIT_STEPS = 0.75, 20
 """Share of heads that are fitted to their photo; steps of that fit."""
 MATTE, DEPTH, SOLID, VARIATION, GUIDANCE = 1.0, 2.0, 1.0, 0.05, 0.05
 """Weights beside the colour error's 1. The guidance is weak: the true views say the same, and better."""

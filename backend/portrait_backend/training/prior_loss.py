@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from portrait_backend.precision import bf16_autocast
 from portrait_backend.prior.lift import HALF
 from portrait_backend.prior.network import INPUT_SIZE, PriorNetwork, join_planes
 from portrait_backend.radiance.cameras import ORBIT_RADIUS, focal_pixels
@@ -43,7 +44,7 @@ def decode_planes(network: PriorNetwork, planes: tuple[Tensor, Tensor], points: 
     """Return the raw density (B, P) and rgb (B, P, 3) of points (B, P, 3) in head units."""
     learned, copied = planes
     features = join_planes(sample_planes(learned, points / HALF), sample_planes(copied, points / HALF))
-    with torch.autocast(points.device.type, torch.bfloat16, enabled=autocast):
+    with bf16_autocast(points.device.type, autocast):
         raw, rgb = network.decoder(features, outputs=4)
     return raw, rgb
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from portrait_backend.context import Context
+from portrait_backend.precision import bf16_autocast
 from portrait_backend.prior.starter import StarterPrior
 from portrait_backend.prior.weights import save_super_resolution
 from portrait_backend.radiance.cameras import Camera
@@ -162,7 +163,7 @@ def train_super_resolution(options: TrainSuperResolutionOptions) -> Path:
             for group in optimiser.param_groups:
                 group["lr"] = rate
             features, truth = crops.draw(options.batch)
-            with torch.autocast("cpu", torch.bfloat16):
+            with bf16_autocast("cpu"):
                 shown = network(features)
             loss = super_resolution_loss(shown.float(), truth)
             optimiser.zero_grad(set_to_none=True)

@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
+from portrait_backend.precision import computes_bf16
 from portrait_shared.errors import PortraitDiffusionError
 
 Precision = Literal["no", "bf16", "fp16"]
@@ -35,6 +36,7 @@ class TrainOptions:
     """What a training run is told; the schedule ends at `steps` or `minutes` of training, whichever comes first.
 
     batch: per process and forward pass; `accumulate` of these make a step. log_with: a tracker of accelerate besides log.jsonl, by name.
+    precision: bf16 only where the device multiplies in it (`precision.computes_bf16`).
     """
 
     data: Path
@@ -166,9 +168,10 @@ def _accelerator(options: TrainOptions) -> Accelerator:
         raise PortraitDiffusionError(
             "extra-missing", f"the tracker {options.log_with} is not installed", f"Run python3 -m pip install {options.log_with}"
         )
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
     accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision=options.precision,
+        cpu=kind == "cpu",
+        mixed_precision="no" if options.precision == "bf16" and not computes_bf16(kind) else options.precision,
         log_with=options.log_with or None,
         project_dir=options.out,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # whole branches are left out of some batches

@@ -1,0 +1,1 @@
+"""Colours for a head whose shape stands: what the photo saw of its surface, and plain regression of its colour planes."""
