@@ -1,4 +1,7 @@
-"""Where half precision pays: bf16 halves the time on hardware that multiplies in it, and takes ten times as long where it is emulated."""
+"""What suits the hardware: bf16 halves the time where it is multiplied in, and takes ten times as long where it is emulated.
+
+The order of an image's numbers in memory goes with it: convolutions without such units train 2.6 times as fast with channels first.
+"""
 
 from __future__ import annotations
 
@@ -24,3 +27,8 @@ def computes_bf16(kind: str) -> bool:
 def bf16_autocast(kind: str, enabled: bool = True) -> torch.autocast:
     """Return the context in which networks on a kind of device compute in bf16 where that is quicker, else in their own precision."""
     return torch.autocast(kind, torch.bfloat16, enabled=enabled and computes_bf16(kind))
+
+
+def convolution_layout(kind: str) -> torch.memory_format:
+    """Return the memory format in which convolutions on a kind of device learn fastest."""
+    return torch.channels_last if computes_bf16(kind) else torch.contiguous_format

@@ -126,6 +126,9 @@ def phi(
     codec: CodecOption = "starter",
     denoiser: DenoiserOption = "none",
     heads: Annotated[int, typer.Option("--heads", min=1, help="How many heads are fitted to their photo first, and kept.")] = 64,
+    start: Annotated[
+        str, typer.Option("--start", metavar="FILE", help="Weights to go on from: starter, a detail_unet.safetensors, or none.")
+    ] = "none",
     debug: Debug = False,
 ) -> None:
     """Pre-train the Detail Preservation UNet over many portraits; run it again with the same --out to resume.
@@ -135,6 +138,8 @@ def phi(
     with training_parts():
         from portrait_backend.diffusion.sources import STARTER_SIZE
         from portrait_backend.diffusion.weights import load_codec, load_denoiser
+        from portrait_backend.models import starter_path
+        from portrait_backend.restoration.detail_unet import DETAIL_WEIGHTS
         from portrait_backend.restoration.guide import DiffusionPrior
         from portrait_backend.training.phi_trainer import train_phi
 
@@ -146,7 +151,8 @@ def phi(
         elif denoiser != "none":
             loaded = load_denoiser(denoiser)
             prior = DiffusionPrior(load_codec(codec), {"rgb": loaded, "normal": loaded}, STARTER_SIZE)
-        checkpoint = train_phi(options, prior, heads)
+        first = None if start == "none" else starter_path(DETAIL_WEIGHTS) if start == "starter" else Path(start)
+        checkpoint = train_phi(options, prior, heads, first)
     typer.echo(f"checkpoint: {checkpoint}")
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from portrait_backend.precision import convolution_layout
 from portrait_backend.radiance.head import Head
 from portrait_shared.errors import PortraitDiffusionError
 
@@ -62,7 +63,7 @@ class DetailPreservationUNet(nn.Module):
         if self.out.bias is not None:
             nn.init.zeros_(self.out.bias)
         for conv in (m for m in self.modules() if isinstance(m, nn.Conv2d)):
-            conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)  # a third faster on the CPU
+            conv.weight.data = conv.weight.data.contiguous(memory_format=convolution_layout("cpu"))
 
     def forward(self, planes: Tensor) -> Tensor:
         """Return the residual (3, channels, H, W) of neutral planes (3, channels, H, W); sides divisible by 2^(levels - 1)."""
@@ -71,7 +72,7 @@ class DetailPreservationUNet(nn.Module):
             raise ValueError(
                 f"phi reads planes (3, {self.config.channels}, H, W), sides divisible by {multiple}, got {tuple(planes.shape)}"
             )
-        h, kept = self.stem(planes.contiguous(memory_format=torch.channels_last)) + self.plane, []
+        h, kept = self.stem(planes.contiguous(memory_format=convolution_layout(planes.device.type))) + self.plane, []
         for k, block in enumerate(self.down):
             h = self._run(block, h)
             if k < len(self.smaller):

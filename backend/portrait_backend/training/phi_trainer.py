@@ -20,7 +20,7 @@ from portrait_backend.prior.starter import StarterPrior
 from portrait_backend.radiance.cameras import focal_pixels
 from portrait_backend.radiance.head import Head
 from portrait_backend.radiance.renderer import render_rays
-from portrait_backend.restoration.detail_unet import DetailPreservationUNet, config_for, save_detail_unet
+from portrait_backend.restoration.detail_unet import DetailPreservationUNet, config_for, load_detail_unet, save_detail_unet
 from portrait_backend.restoration.field import RestoredField, phi_input
 from portrait_backend.restoration.fit import reference_image
 from portrait_backend.restoration.guide import DiffusionPrior, Guide
@@ -108,10 +108,11 @@ def solid_loss(field: RestoredField, rays: dict[str, Tensor]) -> Tensor:
 class PhiRecipe:
     """Random input views of random sitters, each used for a few steps; one head a step whatever the batch, which multiplies the rays.
 
-    heads: how many fitted heads are made (each takes seconds) and kept in the folder heads/ of the run, named by their identity.
+    heads: how many fitted heads are made (each takes seconds) and kept in the folder heads/ of the run, named by their identity;
+    start: weights to go on from, None begins with a zero residual.
     """
 
-    def __init__(self, options: TrainOptions, prior: DiffusionPrior | None, heads: int = 64) -> None:
+    def __init__(self, options: TrainOptions, prior: DiffusionPrior | None, heads: int = 64, start: Path | None = None) -> None:
         torch.manual_seed(options.seed)
         self.data = load_heads(options.data, options.limit, options.seed)
         self.held_out = load_heads(options.validation, 4, options.seed + 1, input_views=(0,)) if options.validation else None
@@ -122,7 +123,7 @@ class PhiRecipe:
         new = [k for k in torch.randperm(len(self.data), generator=generator).tolist() if k not in there]
         self.fitted = [*there, *new][:heads]
         self.current: tuple[Head, int, Tensor, Guide | None] = self._take(False, generator)
-        self.phi = DetailPreservationUNet(config_for(self.current[0]))
+        self.phi = DetailPreservationUNet(config_for(self.current[0])) if start is None else load_detail_unet(start)
         self.phi.checkpointing = False
         self.module, self.network = PhiLoss(self.phi), self.phi
         self.drawn = 0
@@ -218,12 +219,12 @@ def true_rays(data: HeadDataset, identity: int, count: int, generator: torch.Gen
     }
 
 
-def train_phi(options: TrainOptions, prior: DiffusionPrior | None, heads: int = 64) -> Path:
+def train_phi(options: TrainOptions, prior: DiffusionPrior | None, heads: int = 64, start: Path | None = None) -> Path:
     """Train (or resume) phi on stage 1's heads; prior None: no guidance. Writes detail_unet.safetensors beside the checkpoint.
 
-    heads: how many of them are fitted to their photo (`PhiRecipe`).
+    heads: how many of them are fitted to their photo; start: weights to go on from (`PhiRecipe`).
     """
-    recipe = PhiRecipe(options, prior, heads)
+    recipe = PhiRecipe(options, prior, heads, start)
     checkpoint = train(recipe, options)
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     facts = {"data": options.data.name, "steps": str(state["step"])}
