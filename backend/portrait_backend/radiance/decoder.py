@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,7 +38,19 @@ class DensityActivation:
         if self.kind == "softplus":
             density = F.softplus(x + self.bias)
             return density if self.per_unit == 1 else density * self.per_unit
-        raise ValueError(f"unknown density activation {self.kind!r}; known: occupancy, softplus")
+        raise self._unknown()
+
+    @property
+    def raw_surface(self) -> float:
+        """The raw decoder output on the surface: where the density is `surface`."""
+        if self.kind == "occupancy":
+            return (math.log(self.surface / (self.scale - self.surface)) - self.bias) / self.gain
+        if self.kind == "softplus":
+            return math.log(math.expm1(self.surface / self.per_unit)) - self.bias
+        raise self._unknown()
+
+    def _unknown(self) -> ValueError:
+        return ValueError(f"unknown density activation {self.kind!r}; known: occupancy, softplus")
 
 
 class Decoder(nn.Module):

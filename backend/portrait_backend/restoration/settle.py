@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from portrait_backend.context import Context
-from portrait_backend.painting.regression import KNOWN, Targets, photo_rays, regress, seen_points
+from portrait_backend.painting.regression import KNOWN, TOUCH_UP, Targets, photo_rays, regress, seen_points
 from portrait_backend.painting.surface import ReferenceView, points_around
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.head import Head
@@ -43,5 +43,5 @@ def settle(head: Head, portrait: Portrait, steps: int, context: Context, first: 
     def report(step: int, error: float) -> None:
         context.report(first + step, total, None, colour_error=error)
 
-    settled = regress(on_cpu, targets, steps, torch.Generator(here).manual_seed(seed), report)
+    settled = regress(on_cpu, targets, steps, torch.Generator(here).manual_seed(seed), report, TOUCH_UP)
     return settled if there == here else settled.to(there)

@@ -45,8 +45,8 @@ GRID = 64
 """Resolution of the lattice that places the samples."""
 NEAR, FAR = 2.15, 3.3
 """Depths between which there is anything, head units."""
-EDGE, SLOPE = 0.3, 4.0
-"""Raw density at the surface, and what it is scaled with for the error of points, so that it reaches farther than rendering's."""
+SLOPE = 4.0
+"""What the raw density's distance from the surface's is scaled with for the error of points: it reaches farther than rendering's."""
 SHOWN_VIEWS, SHOWN_SIZE = (1, 4, 6), 96
 
 
@@ -101,7 +101,7 @@ def solid_loss(field: RestoredField, rays: dict[str, Tensor]) -> Tensor:
     counts = torch.stack([hit | miss, hit | miss, hit | miss, hit]).float()
     points = rays["origin"] + rays["direction"] * t[..., None]
     inside = (points.abs() < field.half_extent).all(-1)
-    share = torch.sigmoid(SLOPE * (field.raw(points.reshape(-1, 3)).view(4, -1) - EDGE))
+    share = torch.sigmoid(SLOPE * (field.raw(points.reshape(-1, 3)).view(4, -1) - field.head.activation.raw_surface))
     return ((share - edge).abs() * counts * inside).sum() / counts.sum().clamp_min(1)
 
 
