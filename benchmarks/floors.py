@@ -24,9 +24,9 @@ from portrait_backend.mesh.bake import Surface, bake_texture
 from portrait_backend.mesh.extract import extract_mesh
 from portrait_backend.mesh.simplify import simplify
 from portrait_backend.mesh.unwrap import unwrap
+from portrait_backend.painting.surface import silhouette
 from portrait_backend.prior.fit import ANYWHERE, NEAR, RAYS, ShapeField
 from portrait_backend.prior.starter import starter_network
-from portrait_backend.painting.surface import silhouette
 from portrait_backend.radiance.analytic import ellipsoid_head
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.decoder import Decoder
