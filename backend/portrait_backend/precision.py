@@ -17,7 +17,7 @@ CPU_UNITS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 def computes_bf16(kind: str) -> bool:
     """Return whether devices of a kind ("cpu", "cuda", ...) have instructions of their own for bf16."""
     if kind == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         return any(bool(capabilities.get(unit)) for unit in CPU_UNITS)
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
