@@ -42,8 +42,8 @@ def test_regression_meets_rays_and_points(head: Head) -> None:
     own = head.colour(behind.position)
     targets = Targets(rays, green * rays.weight.sum(-1)[:, None], behind, own)
     errors: list[float] = []
-    painted = regress(head, targets, 60, torch.Generator().manual_seed(0), lambda step, error: errors.append(error))
-    assert len(errors) == 60 and errors[-1] < 0.3 * errors[0]
+    painted = regress(head, targets, 100, torch.Generator().manual_seed(0), lambda step, error: errors.append(error))
+    assert len(errors) == 100 and errors[-1] < 0.3 * errors[0]
     assert painted.geometry is head.geometry
     seen = seen_points(rays, pixel, portrait, torch.ones(256, 256))
     before, after = (float((h.colour(seen.position) - green).abs().mean()) for h in (head, painted))
