@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from portrait_backend.painting.adam import Adam
-from portrait_backend.painting.surface import RaySamples, SurfacePoints
+from portrait_backend.painting.surface import RaySamples, ReferenceView, SurfacePoints, points_around
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.head import Head, TriPlane
 from portrait_backend.radiance.picture import COLOURS, PictureLattice
@@ -75,6 +75,15 @@ def seen_points(rays: RaySamples, pixel: Tensor, portrait: Portrait, trust: Tens
     surface = (rays.points * rays.weight[..., None]).sum(1) / alpha[:, None]
     trust = torch.where(alpha > 0.5, trust.reshape(-1)[pixel], 0)
     return SurfacePoints(surface, torch.zeros_like(surface), portrait.rgba[..., :3].reshape(-1, 3)[pixel], trust)
+
+
+def looked_at(head: Head, portrait: Portrait) -> tuple[RaySamples, SurfacePoints, SurfacePoints]:
+    """Return the photo's rays (R,), where they meet the surface (R,), and points of the rest of it (N,) that the rays don't settle."""
+    lattice = head.picture_lattice()
+    reference = ReferenceView(portrait, lattice)
+    rays, pixel = photo_rays(portrait, lattice)
+    around = points_around(reference, lattice)
+    return rays, seen_points(rays, pixel, portrait, reference.trust), around[around.trust < KNOWN]
 
 
 def regress(

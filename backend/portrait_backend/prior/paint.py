@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 
 from portrait_backend.context import Context
-from portrait_backend.painting.regression import KNOWN, Targets, photo_rays, regress, seen_points
-from portrait_backend.painting.surface import ReferenceView, joined, points_around
+from portrait_backend.painting.regression import KNOWN, Targets, looked_at, regress
+from portrait_backend.painting.surface import joined
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.unseen import unseen_colours
 from portrait_backend.radiance.head import Head
@@ -18,12 +18,7 @@ from portrait_backend.radiance.head import Head
 @torch.no_grad()
 def paint_targets(head: Head, portrait: Portrait, generator: torch.Generator) -> Targets:
     """Collect what the surface should look like: the photo, as far as it is to be trusted, and `unseen_colours`."""
-    lattice = head.picture_lattice()
-    reference = ReferenceView(portrait, lattice)
-    rays, pixel = photo_rays(portrait, lattice)
-    seen = seen_points(rays, pixel, portrait, reference.trust)
-    around = points_around(reference, lattice)
-    around = around[around.trust < KNOWN]
+    rays, seen, around = looked_at(head, portrait)
     doubtful = seen.trust < KNOWN
     open_points = joined([seen[doubtful], around])
     guess = head.colour(open_points.position)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from portrait_backend.context import Context
-from portrait_backend.painting.regression import KNOWN, TOUCH_UP, Targets, photo_rays, regress, seen_points
-from portrait_backend.painting.surface import ReferenceView, points_around
+from portrait_backend.painting.regression import TOUCH_UP, Targets, looked_at, regress
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.head import Head
 
@@ -14,12 +13,7 @@ from portrait_backend.radiance.head import Head
 @torch.no_grad()
 def settle_targets(head: Head, portrait: Portrait) -> Targets:
     """Return what the surface should look like: the photo, as far as it is to be trusted, mixed into the head's own colours."""
-    lattice = head.picture_lattice()
-    reference = ReferenceView(portrait, lattice)
-    rays, pixel = photo_rays(portrait, lattice)
-    seen = seen_points(rays, pixel, portrait, reference.trust)
-    around = points_around(reference, lattice)
-    around = around[around.trust < KNOWN]
+    rays, seen, around = looked_at(head, portrait)
     ray_colour, around_colour = (
         own + points.trust[:, None] * (points.colour - own) for points in (seen, around) for own in (head.colour(points.position),)
     )
@@ -34,8 +28,9 @@ def settle(head: Head, portrait: Portrait, steps: int, context: Context, first: 
     if steps == 0:
         return head
     here, there = torch.device("cpu"), head.geometry.planes.device
-    on_cpu = head if there == here else head.to(here)
-    targets = settle_targets(on_cpu, portrait)
+    if there != here:
+        return settle(head.to(here), portrait, steps, context, first, total).to(there)
+    targets = settle_targets(head, portrait)
     if len(targets.ray_colour) == 0 or len(targets.point_colour) == 0:
         return head
     seed = int(torch.randint(0, 2**31, (), generator=context.generator, device=context.generator.device))
@@ -43,5 +38,4 @@ def settle(head: Head, portrait: Portrait, steps: int, context: Context, first: 
     def report(step: int, error: float) -> None:
         context.report(first + step, total, None, colour_error=error)
 
-    settled = regress(on_cpu, targets, steps, torch.Generator(here).manual_seed(seed), report, TOUCH_UP)
-    return settled if there == here else settled.to(there)
+    return regress(head, targets, steps, torch.Generator(here).manual_seed(seed), report, TOUCH_UP)
