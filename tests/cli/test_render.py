@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from PIL import Image
 from portrait_backend import rendering
 from portrait_backend.camera_file import read_cameras, write_cameras
 from portrait_backend.cli import main
+from portrait_backend.radiance.analytic import ellipsoid_head
 from portrait_backend.radiance.cameras import Camera
+from portrait_backend.radiance.super_resolution import SuperResolution
 from portrait_shared.errors import PortraitDiffusionError
 from tests.cli.fake_parts import RADIUS, BallHead
 
@@ -118,3 +121,33 @@ def test_renders_every_pass(file: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert np.allclose(normals[24, 24] / 127.5 - 1, toward / np.linalg.norm(toward), atol=0.05)
     assert Image.open(tmp_path / "out/left.low.png").size == (48, 48)
     assert main([*arguments[:-1], "heat"]) == 2
+
+
+def test_super_resolution_draws_the_same_picture(file: Path, tmp_path: Path) -> None:
+    job = tmp_path / "job"
+    job.mkdir()
+    replace(ellipsoid_head(size=32), super_resolution=SuperResolution()).save(job / "head.safetensors")
+    shown = []
+    for how in ("direct", "super_resolution"):
+        out = tmp_path / how
+        arguments = ["render", str(job), "--cameras", str(file), "-o", str(out), "--upsample", how, "--passes", "rgba,normals"]
+        assert main(arguments) == 0
+        assert json.loads((out / "job.json").read_text())["upsample"] == how
+        shown.append(np.asarray(Image.open(out / "front.png")).astype(float) / 255)
+        assert Image.open(out / "left.low_normals.png").size == (48, 48)
+    assert np.abs(shown[0][..., 3] - shown[1][..., 3]).mean() < 0.03
+    solid = (shown[0][..., 3] > 0.9) & (shown[1][..., 3] > 0.9)
+    assert 0 < np.abs(shown[0] - shown[1])[solid].mean() < 0.03
+
+
+@pytest.mark.parametrize(("network", "size", "told"), [(None, 64, "no super-resolution"), (SuperResolution(), 50, "no multiple of 4")])
+def test_super_resolution_that_is_impossible_is_refused(
+    file: Path, tmp_path: Path, network: SuperResolution | None, size: int, told: str
+) -> None:
+    (tmp_path / "job").mkdir()
+    replace(ellipsoid_head(size=32), super_resolution=network).save(tmp_path / "job/head.safetensors")
+    write_cameras({"front": Camera.orbit(0, 0, size)}, file)
+    with pytest.raises(PortraitDiffusionError) as caught:
+        rendering.render_cameras(tmp_path / "job", file, tmp_path / "out", upsample="super_resolution")
+    assert caught.value.code == "super-resolution-impossible" and told in caught.value.message
+    assert not (tmp_path / "out").exists()

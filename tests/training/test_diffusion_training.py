@@ -142,3 +142,6 @@ def test_phi_training_resumes_and_exports(folder: Path, codec_file: Path, tmp_pa
     torch.testing.assert_close(phi.stem.weight, state["average"]["stem.weight"], atol=2e-3, rtol=1e-2)
     assert (tmp_path / "phi/samples_000002.png").exists()
     assert len(list((tmp_path / "phi/heads").glob("held-out-*.safetensors"))) == 2
+    options = TrainOptions(folder, tmp_path / "on", steps=1, batch=1, limit=1, learning_rate=0.0)
+    further = torch.load(train_phi(options, None, heads=1, start=tmp_path / "phi/detail_unet.safetensors"), weights_only=True)
+    torch.testing.assert_close(further["network"]["out.weight"], phi.out.weight)

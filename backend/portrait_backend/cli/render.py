@@ -15,6 +15,10 @@ def render(
     cameras: Annotated[Path, typer.Option("--cameras", metavar="FILE", help="OpenCV cameras (docs/cameras.md).", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR2", help="Folder for the pictures.", show_default=False)],
     passes: Annotated[str, typer.Option("--passes", help="Any of rgba, depth, normals, with commas between.")] = "rgba",
+    upsample: Annotated[
+        Literal["direct", "super_resolution"],
+        typer.Option("--upsample", help="direct: every pixel from the field; super_resolution: a quarter's side, then psi_SR (quicker)."),
+    ] = "direct",
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to compute.")] = "auto",
     json: Json = False,
     debug: Debug = False,
@@ -25,7 +29,7 @@ def render(
 
     chosen = [name.strip() for name in passes.split(",")]
     with progress_report(json) as report:
-        record = render_cameras(job, cameras, output, chosen, device, on_progress=report)
+        record = render_cameras(job, cameras, output, chosen, device, on_progress=report, upsample=upsample)
     if json:
         print_json({"output": str(output), **record})
     else:

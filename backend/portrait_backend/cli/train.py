@@ -138,8 +138,6 @@ def phi(
     with training_parts():
         from portrait_backend.diffusion.sources import STARTER_SIZE
         from portrait_backend.diffusion.weights import load_codec, load_denoiser
-        from portrait_backend.models import starter_path
-        from portrait_backend.restoration.detail_unet import DETAIL_WEIGHTS
         from portrait_backend.restoration.guide import DiffusionPrior
         from portrait_backend.training.phi_trainer import train_phi
 
@@ -151,8 +149,7 @@ def phi(
         elif denoiser != "none":
             loaded = load_denoiser(denoiser)
             prior = DiffusionPrior(load_codec(codec), {"rgb": loaded, "normal": loaded}, STARTER_SIZE)
-        first = None if start == "none" else starter_path(DETAIL_WEIGHTS) if start == "starter" else Path(start)
-        checkpoint = train_phi(options, prior, heads, first)
+        checkpoint = train_phi(options, prior, heads, None if start == "none" else start)
     typer.echo(f"checkpoint: {checkpoint}")
 
 

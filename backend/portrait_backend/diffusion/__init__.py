@@ -4,7 +4,9 @@ Images are rgb or normal maps over mid grey (0.5). Normal maps are in camera spa
 (n + 1) / 2: they look alike from every side, and grey means "no surface" in both domains.
 """
 
-STARTER = "starter"
+from portrait_backend.models import SHIPPED
+
+STARTER = SHIPPED
 """Where a file or folder of weights is named: the shipped one."""
 BACKGROUND = 0.5
 """Grey level behind the figure in every image that the codec and the denoiser see."""

@@ -21,7 +21,7 @@ from portrait_backend.diffusion import STARTER
 from portrait_backend.diffusion.codec import Codec
 from portrait_backend.diffusion.condition import PromptCondition, ViewCondition, ViewConditionConfig
 from portrait_backend.diffusion.denoiser import Denoiser
-from portrait_backend.models import starter_path
+from portrait_backend.models import weights_path
 from portrait_shared.errors import PortraitDiffusionError
 
 CODEC_WEIGHTS, DENOISER_WEIGHTS = "codec.safetensors", "denoiser.safetensors"
@@ -33,7 +33,7 @@ def load_codec(where: str | Path = STARTER, dtype: torch.dtype = torch.float32) 
     where: "starter", a file that `save_codec` wrote, or a diffusers folder with vae/. PortraitDiffusionError ``weights-missing`` or
     ``weights-unreadable``.
     """
-    path = _located(where, CODEC_WEIGHTS)
+    path = weights_path(where, CODEC_WEIGHTS)
     if path.is_file():
         record, tensors = read_weights(path, "codec")
         codec = Codec(AutoencoderTiny(**record["model"]))
@@ -50,7 +50,7 @@ def load_denoiser(where: str | Path = STARTER, dtype: torch.dtype = torch.float3
 
     dtype: of a diffusers folder's networks, which are large; a starter file comes in fp32.
     """
-    path = _located(where, DENOISER_WEIGHTS)
+    path = weights_path(where, DENOISER_WEIGHTS)
     if path.is_dir():
         return _load_diffusers(path, dtype)
     record, tensors = read_weights(path, "denoiser")
@@ -100,16 +100,6 @@ def _pretrained(kind: Any, folder: Path, part: str, **options: Any) -> Any:
         return kind.from_pretrained(str(folder), subfolder=part, local_files_only=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unreadable(folder / part, f"complete {part}", error) from error
-
-
-def _located(where: str | Path, name: str) -> Path:
-    """Return the starter file or the path given, which must exist."""
-    if where == STARTER:
-        return starter_path(name)
-    path = Path(where)
-    if not path.exists():
-        raise PortraitDiffusionError("weights-missing", f"there are no weights at {path}", "Name a weight file or a diffusers folder")
-    return path
 
 
 def _component(folder: Path, name: str, file: str = "config.json") -> dict[str, Any]:

@@ -112,8 +112,8 @@ class Run:
         if self.phi == "none":
             torch.manual_seed(seed)
             phi = DetailPreservationUNet(config_for(head))
-        elif self.phi != "starter":
-            phi = load_detail_unet(Path(self.phi))
+        else:
+            phi = load_detail_unet(self.phi)
         clock = time.perf_counter()
         restored = restore(head, portrait, self.settings, cpu_context(seed), self.prior, phi)
         self.seconds.append(time.perf_counter() - clock)

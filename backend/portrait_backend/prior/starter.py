@@ -14,9 +14,10 @@ from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.fit import fit_to_photo
 from portrait_backend.prior.lift import HALF, copied_planes
 from portrait_backend.prior.network import INPUT_SIZE, PriorNetwork, join_planes
-from portrait_backend.prior.weights import WEIGHTS, load_prior
+from portrait_backend.prior.weights import SUPER_RESOLUTION, WEIGHTS, load_prior, load_super_resolution
 from portrait_backend.radiance.decoder import DensityActivation
 from portrait_backend.radiance.head import Head, TriPlane
+from portrait_backend.radiance.super_resolution import SuperResolution
 from portrait_backend.radiance.triplane import STARTER_AXES, resize_planes, to_neutral
 from portrait_shared.settings import PriorSettings
 
@@ -35,6 +36,12 @@ def starter_network() -> PriorNetwork:
     return load_prior(starter_path(WEIGHTS))
 
 
+@lru_cache(maxsize=1)
+def starter_super_resolution() -> SuperResolution:
+    """Return the shipped psi_SR (kept in memory)."""
+    return load_super_resolution(starter_path(SUPER_RESOLUTION))
+
+
 def encoder_input(rgba: Tensor) -> Tensor:
     """Return the encoder's input (1, 4, 128, 128), rgb over mid grey and matte, of a straight rgba image (H, W, 4)."""
     premultiplied = torch.cat([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], -1).permute(2, 0, 1)[None]
@@ -42,8 +49,11 @@ def encoder_input(rgba: Tensor) -> Tensor:
     return torch.cat([x[:, :3] + 0.5 * (1 - x[:, 3:]), x[:, 3:]], 1)
 
 
-def predict_head(network: PriorNetwork, portrait: Portrait) -> Head:
-    """Run the network: the photo's head before any fit. The lifted photo is copied into the colour planes at full resolution."""
+def predict_head(network: PriorNetwork, portrait: Portrait, psi_sr: SuperResolution | None = None) -> Head:
+    """Run the network: the photo's head before any fit. The lifted photo is copied into the colour planes at full resolution.
+
+    psi_sr: the super-resolution that the head is given.
+    """
     image = encoder_input(portrait.rgba)
     pose = portrait.camera.world_to_camera[None]
     angles = torch.deg2rad(torch.tensor([[portrait.yaw, portrait.pitch]]))
@@ -57,7 +67,7 @@ def predict_head(network: PriorNetwork, portrait: Portrait) -> Head:
         appearance = join_planes(resize_planes(learned, APPEARANCE_SIZE), fine)
     planes = [TriPlane(to_neutral(p), network.config.depth, STARTER_AXES, HALF) for p in (geometry, appearance)]
     meta = {"provider": "starter", "yaw": portrait.yaw, "pitch": portrait.pitch, "photo_sha256": portrait.sha256}
-    return Head(planes[0], planes[1], network.decoder, RENDERING, None, meta)
+    return Head(planes[0], planes[1], network.decoder, RENDERING, psi_sr, meta)
 
 
 class StarterPrior:
@@ -66,7 +76,7 @@ class StarterPrior:
     def initialise(self, portrait: Portrait, settings: PriorSettings, context: Context) -> Head:
         """Predict the head and fit it to the photo in `settings.fit_steps` steps (0: the network's answer as it is)."""
         context.report(0, max(2 * settings.fit_steps, 1))
-        head = predict_head(starter_network(), portrait)
+        head = predict_head(starter_network(), portrait, starter_super_resolution())
         if settings.fit_steps == 0:
             return head
         return fit_to_photo(head, portrait, settings, context)

@@ -21,7 +21,7 @@ from portrait_backend.radiance.decoder import FEATURES, Decoder, DensityActivati
 from portrait_backend.radiance.density_grid import FINE_SAMPLES, RESOLUTION, SAMPLES, DensityGrid
 from portrait_backend.radiance.picture import PictureLattice, draw
 from portrait_backend.radiance.renderer import MEMORY_BUDGET_MB, RenderOutput
-from portrait_backend.radiance.super_resolution import SuperResolution, upsample_bicubic
+from portrait_backend.radiance.super_resolution import SuperResolution, upsample_bicubic, with_smooth_edge
 from portrait_backend.radiance.triplane import STARTER_AXES, Axes, Padding, sample_planes, to_channels_last, to_neutral
 
 Upsample = Literal["direct", "super_resolution"]
@@ -286,13 +286,12 @@ class Head:
 
 
 def upsampled(small: RenderOutput, network: SuperResolution, features: bool = False, background: Tensor | None = None) -> RenderOutput:
-    """Apply the super-resolution network to a render that has features; alpha bicubic, depth and normals from the nearest hit pixel."""
+    """Apply the super-resolution network to a render that has features; alpha smooth, depth and normals from the nearest hit pixel."""
     if small.features is None:
         raise ValueError("super-resolution needs a render with features=True")
     scale = network.config.scale
-    rgb = network(small.features.permute(2, 0, 1)[None])[0].permute(1, 2, 0)
-    alpha = upsample_bicubic(small.alpha[None, None], scale)[0, 0].clamp(0, 1)
-    rgb = rgb.clamp_min(0).minimum(alpha[..., None])
+    fine, alpha = with_smooth_edge(network(small.features.permute(2, 0, 1)[None]), small.features[..., :3], small.alpha, scale)
+    rgb, alpha = fine[0].permute(1, 2, 0), alpha[0, 0]
     depth = F.interpolate(small.depth[None, None], scale_factor=scale, mode="nearest")[0, 0]
     normals = None
     if small.normals is not None:

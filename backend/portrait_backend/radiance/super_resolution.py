@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from portrait_backend.radiance.decoder import FEATURES
+
+EDGE = 4.0
+"""How much steeper than its blur an upsampled outline is."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,29 @@ class _ResidualBlock(nn.Module):
 def upsample_bicubic(image: Tensor, scale: int) -> Tensor:
     """Upsample (B, C, h, w) to (B, C, scale * h, scale * w)."""
     return F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False)
+
+
+def _blurred(image: Tensor) -> Tensor:
+    """Blur (B, C, h, w) by a binomial 3 x 3 filter, the border repeated."""
+    kernel = torch.outer(*2 * [image.new_tensor([0.25, 0.5, 0.25])]).expand(image.shape[1], 1, 3, 3)
+    return F.conv2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), kernel, groups=image.shape[1])
+
+
+def with_smooth_edge(fine: Tensor, rgb: Tensor, alpha: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+    """Give an upsampled picture an outline without the steps of the small render, where nearly every pixel is all matter or none.
+
+    fine (1, 3, scale * h, scale * w) and rgb (h, w, 3) are the upsampled and the small picture, alpha (h, w) the small matte;
+    colours are premultiplied. Returns colour (1, 3, ...) and alpha (1, 1, ...): the outline is that of the blurred matte, and
+    colours at it are those of the matter beside it. Farther inside, where the matte is full all around, nothing changes.
+    """
+    small, matte = rgb.permute(2, 0, 1)[None], alpha[None, None]
+    soft = _blurred(matte)
+    outline = ((upsample_bicubic(soft, scale) - 0.5) * EDGE + 0.5).clamp(0, 1)
+    cover = upsample_bicubic(matte, scale)
+    around = upsample_bicubic(_blurred(_blurred(small)) / _blurred(soft).clamp_min(1e-3), scale)
+    inner = ((cover - 0.9) / 0.1).clamp(0, 1)
+    straight = inner * fine / cover.clamp_min(0.5) + (1 - inner) * around
+    return straight.clamp(0, 1) * outline, outline
 
 
 class SuperResolution(nn.Module):

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from portrait_backend.diffusion.weights import STARTER, fill_weights, read_weights, write_weights
-from portrait_backend.models import starter_path
+from portrait_backend.models import weights_path
 from portrait_backend.refinement.hybrid_priors import HybridPriors, HybridPriorsConfig
 from portrait_shared.errors import PortraitDiffusionError
 
@@ -37,7 +37,7 @@ def load_hybrid_priors(where: str | Path = STARTER) -> HybridPriors:
 
     where: "starter" or a file that `save_hybrid_priors` wrote. PortraitDiffusionError ``weights-missing`` or ``weights-unreadable``.
     """
-    path = _located(where)
+    path = weights_path(where, HYBRID_PRIORS_WEIGHTS)
     if not path.is_file():
         raise PortraitDiffusionError(
             "weights-missing", f"there are no weights at {path}", "Train them with portrait-diffusion train hybrid-priors"
@@ -53,7 +53,7 @@ def check_partners(where: str | Path, **networks: nn.Module) -> None:
 
     A file that doesn't say is taken with a warning.
     """
-    path = _located(where)
+    path = weights_path(where, HYBRID_PRIORS_WEIGHTS)
     with safe_open(path, framework="pt") as file:
         facts = file.metadata() or {}
     for name, network in networks.items():
@@ -65,7 +65,3 @@ def check_partners(where: str | Path, **networks: nn.Module) -> None:
                 f"the branches in {path} were trained over another {name} than the one that is loaded",
                 "Use the files that were trained together, or train the branches anew with portrait-diffusion train hybrid-priors",
             )
-
-
-def _located(where: str | Path) -> Path:
-    return starter_path(HYBRID_PRIORS_WEIGHTS) if where == STARTER else Path(where)

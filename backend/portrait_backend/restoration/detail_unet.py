@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from portrait_backend.models import weights_path
 from portrait_backend.precision import convolution_layout
 from portrait_backend.radiance.head import Head
 from portrait_shared.errors import PortraitDiffusionError
@@ -102,8 +103,12 @@ def save_detail_unet(phi: DetailPreservationUNet, path: Path, weights: dict[str,
     save_file(half, path, metadata={"kind": "detail_unet", "config": json.dumps(asdict(phi.config))} | facts)
 
 
-def load_detail_unet(path: Path) -> DetailPreservationUNet:
-    """Read phi in fp32; PortraitDiffusionError ``weights-unreadable`` for anything else."""
+def load_detail_unet(where: Path | str) -> DetailPreservationUNet:
+    """Read phi in fp32 from a file, or the shipped one ("starter").
+
+    PortraitDiffusionError ``weights-missing`` or ``weights-unreadable``.
+    """
+    path = weights_path(where, DETAIL_WEIGHTS)
     try:
         with safe_open(path, framework="pt") as file:
             values = json.loads((file.metadata() or {})["config"])

@@ -17,14 +17,13 @@ from portrait_backend.diffusion import BACKGROUND
 from portrait_backend.diffusion.condition import Domain
 from portrait_backend.diffusion.memory import MemoryPlan, plan
 from portrait_backend.diffusion.sources import Sources, find_sources
-from portrait_backend.models import starter_path
+from portrait_backend.models import SHIPPED
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.decoder import Decoder
 from portrait_backend.radiance.density_grid import DensityGrid
 from portrait_backend.radiance.head import Head
 from portrait_backend.restoration.detail_unet import (
-    DETAIL_WEIGHTS,
     DetailPreservationUNet,
     DetailUNetConfig,
     config_for,
@@ -136,7 +135,7 @@ def trained_phi(head: Head, sources: Sources) -> DetailPreservationUNet:
         return phi
     if config != DetailUNetConfig():
         return DetailPreservationUNet(config)
-    return load_detail_unet(starter_path(DETAIL_WEIGHTS))
+    return load_detail_unet(SHIPPED)
 
 
 def prior_from(sources: Sources, settings: RestorationSettings, memory: MemoryPlan) -> DiffusionPrior:

@@ -112,7 +112,7 @@ class PhiRecipe:
     start: weights to go on from, None begins with a zero residual.
     """
 
-    def __init__(self, options: TrainOptions, prior: DiffusionPrior | None, heads: int = 64, start: Path | None = None) -> None:
+    def __init__(self, options: TrainOptions, prior: DiffusionPrior | None, heads: int = 64, start: Path | str | None = None) -> None:
         torch.manual_seed(options.seed)
         self.data = load_heads(options.data, options.limit, options.seed)
         self.held_out = load_heads(options.validation, 4, options.seed + 1, input_views=(0,)) if options.validation else None
@@ -219,7 +219,7 @@ def true_rays(data: HeadDataset, identity: int, count: int, generator: torch.Gen
     }
 
 
-def train_phi(options: TrainOptions, prior: DiffusionPrior | None, heads: int = 64, start: Path | None = None) -> Path:
+def train_phi(options: TrainOptions, prior: DiffusionPrior | None, heads: int = 64, start: Path | str | None = None) -> Path:
     """Train (or resume) phi on stage 1's heads; prior None: no guidance. Writes detail_unet.safetensors beside the checkpoint.
 
     heads: how many of them are fitted to their photo; start: weights to go on from (`PhiRecipe`).
