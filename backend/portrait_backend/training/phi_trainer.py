@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from portrait_backend.context import cpu_context
 from portrait_backend.files import atomic_path
 from portrait_backend.prior.starter import StarterPrior
-from portrait_backend.radiance.cameras import focal_pixels
+from portrait_backend.radiance.cameras import METRES_PER_UNIT, focal_pixels
 from portrait_backend.radiance.head import Head
 from portrait_backend.radiance.renderer import render_rays
 from portrait_backend.restoration.detail_unet import DetailPreservationUNet, config_for, load_detail_unet, save_detail_unet
@@ -37,8 +38,10 @@ RAYS, REPEAT = 2048, 3
 """Rays a step; steps in a row on the same head, which costs more to make than a step."""
 FITTED, FIT_STEPS = 0.75, 20
 """Share of heads that are fitted to their photo; steps of that fit."""
-MATTE, DEPTH, SOLID, VARIATION, GUIDANCE = 1.0, 2.0, 1.0, 0.05, 0.05
-"""Weights beside the colour error's 1. The guidance is weak: the true views say the same, and better."""
+COLOUR, MATTE, DEPTH, SOLID, VARIATION, GUIDANCE = 2.0, 1.0, 2.0, 1.0, 0.05, 0.05
+"""Weights. The guidance is weak: the true views say the same, and better."""
+TURN = 0.2
+"""Colour errors count squared below this and linearly above, as where the prior was trained: phi must not turn its means into medians."""
 GUIDED = 4
 """The diffusion prior is asked every so many steps."""
 GRID = 64
@@ -51,7 +54,7 @@ SHOWN_VIEWS, SHOWN_SIZE = (1, 4, 6), 96
 
 
 class PhiLoss(nn.Module):
-    """phi with its loss: L1 on colour over grey, matte and depth of true rays and on points of them, smoothness of the change, guidance."""
+    """phi with its loss: colour over grey, matte and depth of true rays, points on them, smoothness of the change, guidance."""
 
     def __init__(self, phi: DetailPreservationUNet) -> None:
         super().__init__()
@@ -70,13 +73,13 @@ class PhiLoss(nn.Module):
             truth = rays["colour"][:, :3] * matte[:, None] + 0.5 * (1 - matte[:, None])
             hit = ((depth > 0) & (matte > 0.9) & (out.alpha.detach() > 0.5)).float()
             terms = {
-                "rgb": (out.rgb + 0.5 * (1 - out.alpha[:, None]) - truth).abs().mean(),
+                "rgb": F.huber_loss(out.rgb + 0.5 * (1 - out.alpha[:, None]), truth, delta=TURN) / TURN,
                 "matte": (out.alpha - matte).abs().mean(),
                 "depth": ((out.depth - depth).abs().clamp_max(0.1) * hit).sum() / hit.sum().clamp_min(1),
                 "solid": solid_loss(restored, rays),
                 "variation": variation_loss(restored.shape),
             }
-            total = terms["rgb"] + MATTE * terms["matte"] + DEPTH * terms["depth"]
+            total = COLOUR * terms["rgb"] + MATTE * terms["matte"] + DEPTH * terms["depth"]
             total = total + SOLID * terms["solid"] + VARIATION * terms["variation"]
             if guide is not None:
                 view = render_view(restored, *angles, guide.settings.render_size, grid, guide.settings.memory_budget)
@@ -162,10 +165,13 @@ class PhiRecipe:
 
     @torch.no_grad()
     def evaluate(self, network: nn.Module, picture: Path) -> dict[str, float]:
-        """Return foreground PSNR and IoU of held-out heads before and after phi; the picture shows truth, before and after."""
+        """Return foreground PSNR, IoU and mean depth error (mm) of held-out heads before and after phi.
+
+        The picture shows truth, before and after.
+        """
         assert isinstance(network, DetailPreservationUNet)
         data = self.held_out or self.data
-        rows, scores = [], dict.fromkeys(("psnr_before", "psnr_after", "iou_before", "iou_after"), 0.0)
+        rows, scores = [], dict.fromkeys([f"{x}_{when}" for x in ("psnr", "iou", "depth") for when in ("before", "after")], 0.0)
         count = min(4, len(data.input_id))
         views = [v for v in SHOWN_VIEWS if v < data.rgba.shape[1]]
         for row in range(count):
@@ -174,17 +180,22 @@ class PhiRecipe:
             tiles = []
             for view in views:
                 camera = camera_at(data, identity, view, SHOWN_SIZE)
-                rgba = torch.nn.functional.interpolate(
+                rgba = F.interpolate(
                     data.rgba[identity, view].float().permute(2, 0, 1)[None] / 255, size=(SHOWN_SIZE, SHOWN_SIZE), mode="area"
                 )[0].permute(1, 2, 0)
                 truth = rgba[..., :3] * rgba[..., 3:] + 0.5 * (1 - rgba[..., 3:])
                 tiles.append(truth)
+                step = data.size / SHOWN_SIZE
+                at = ((torch.arange(SHOWN_SIZE) + 0.5) * step).long()
+                depth = decode_depth(data.depth[identity, view][at][:, at])
                 for name, head in (("before", before), ("after", RestoredField(before, network).merged())):
                     out = replace(head, _made={}).render(camera)
                     shown = out.rgb + 0.5 * (1 - out.alpha[..., None])
                     _, psnr, iou = image_scores(shown, out.alpha, truth, rgba[..., 3])
                     scores[f"psnr_{name}"] += psnr / (count * len(views))
                     scores[f"iou_{name}"] += iou / (count * len(views))
+                    error = (out.depth - depth).abs()[(depth > 0) & (out.alpha > 0.5)].mean()
+                    scores[f"depth_{name}"] += float(error) * METRES_PER_UNIT * 1000 / (count * len(views))
                     tiles.append(shown)
             rows.append(torch.cat(tiles, 1))
         save_picture(torch.cat(rows).permute(2, 0, 1), picture)
