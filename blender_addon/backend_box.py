@@ -22,6 +22,8 @@ ICONS = {
 }
 POINTS_PER_LETTER = 6.2
 """Mean width of a letter of Blender's interface font at scale 1, measured on its default theme."""
+REGION_BORDER, POPUP_BORDER, ICON_WIDTH = 56, 24, 20
+"""Pixels at scale 1 that are no room for text: beside a box in the sidebar (with its tabs), in a popup, for an icon before a label."""
 
 
 def draw(layout: bpy.types.UILayout, lines: int = 4) -> None:
@@ -73,11 +75,16 @@ def memory(free: int | None, total: int | None) -> str:
     return f", {free / 1000:.1f} of {total / 1000:.1f} GB free" if free is not None else f", {total / 1000:.1f} GB"
 
 
-def paragraph(layout: bpy.types.UILayout, text: str, icon: str = "NONE") -> None:
-    """Draw text in as many lines as the region's width asks for: labels don't wrap by themselves."""
+def paragraph(layout: bpy.types.UILayout, text: str, icon: str = "NONE", width: int = 0, margin: int = 0) -> None:
+    """Draw text in as many lines as the width asks for: labels don't wrap by themselves.
+
+    width: of a popup in pixels at scale 1, 0 for the region's; margin: how much of it is taken by what stands beside the text.
+    """
     region = bpy.context.region
     scale = bpy.context.preferences.system.ui_scale
-    letters = max(20, int((region.width / scale - 56) / POINTS_PER_LETTER)) if region is not None else 60
+    room = width - POPUP_BORDER if width else region.width / scale - REGION_BORDER if region is not None else 400
+    room -= margin + (ICON_WIDTH if icon != "NONE" else 0)
+    letters = max(20, int(room / POINTS_PER_LETTER))
     column = layout.column(align=True)
     column.scale_y = 0.8
     for number, line in enumerate(textwrap.wrap(text, letters) or [""]):

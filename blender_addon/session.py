@@ -88,6 +88,8 @@ class Session:
         self.backend.tick()
         while time.perf_counter() - start < BUDGET_SECONDS and (event := self.link.take()) is not None:
             self._handle(event)
+        if self.backend.model_work.ended():
+            self.ask_models()
         self._send_waiting()
         self._ask_status()
         self._import_ready()
@@ -102,6 +104,7 @@ class Session:
     def close(self) -> None:
         """Leave. A backend without work is stopped; one that works goes on until Blender ends."""
         self.backend.installer.cancel()
+        self.backend.model_work.cancel()
         if self.jobs.active:
             self.backend.disconnect()
         else:
@@ -132,7 +135,9 @@ class Session:
     def _shown(self) -> object:
         backend = self.backend
         log = backend.log.tail(1) if backend.state.name == "INSTALLING" else ()
-        head = (backend.state, backend.message, backend.installer.step, tuple(log), backend.info, self.notice, self.models)
+        work = backend.model_work
+        models = (self.models, work.model, work.title, work.amount, work.running, work.outcome, work.error)
+        head = (backend.state, backend.message, backend.installer.step, tuple(log), backend.info, self.notice, models)
         follow = self.jobs.current
         second = int(time.monotonic()) if follow is not None and follow.active and follow.eta is not None else 0
         return head, second, tuple((j.id, j.state, j.stage, j.step, j.here, j.fetching, j.head is None) for j in self.jobs)
@@ -224,8 +229,11 @@ class Session:
             self.link.ask("status", lambda client: client.status())
 
     def ask_models(self) -> None:
-        """Ask the backend which models there are."""
-        self.link.ask("models", lambda client: client.catalogue())
+        """Ask the backend which models there are; without one the list is unknown again, rather than old."""
+        if self.backend.connected:
+            self.link.ask("models", lambda client: client.catalogue())
+        else:
+            self.models = ()
 
     @staticmethod
     def _fetch(client: Any, job: Job) -> head_data.HeadData:

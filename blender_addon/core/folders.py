@@ -59,6 +59,11 @@ class Folders:
         return self.root / "serve.log"
 
     @property
+    def models_log(self) -> Path:
+        """What the last work on a model (download, check, removal) printed."""
+        return self.root / "models.log"
+
+    @property
     def jobs(self) -> Path:
         """Photos and results of this user's jobs, one folder each."""
         return self.root / "jobs"

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from portrait_shared.errors import PortraitDiffusionError
 from .find_python import find_python
 from .folders import Folders
 from .log import Log
+from .task import Task, clean_environment
 
 Torch = Literal["cpu", "gpu"]
 Kind = Literal["absent", "installed", "outdated", "incomplete", "broken"]
@@ -91,52 +90,25 @@ def uninstall(folders: Folders) -> None:
     shutil.rmtree(folders.backend)
 
 
-class Installer:
+class Installer(Task):
     """One installation at a time: `start`, then ask `running`, `error` and the log; `cancel` ends it, the rest stays for later."""
 
     def __init__(self, folders: Folders, log: Log) -> None:
-        self.folders, self.log = folders, log
-        self.step = ""
-        self.error: PortraitDiffusionError | None = None
-        self._thread: threading.Thread | None = None
-        self._process: subprocess.Popen[str] | None = None
-        self._cancelled = threading.Event()
+        super().__init__(log)
+        self.folders = folders
         self._advice = ""
-
-    @property
-    def running(self) -> bool:
-        """Whether the thread is at work."""
-        return self._thread is not None and self._thread.is_alive()
 
     def start(self, options: Options) -> None:
         """Begin, or go on with, an installation."""
-        if self.running:
-            return
-        self.error = None
-        self._cancelled.clear()
-        self._thread = threading.Thread(target=self._run, args=(options,), name="portrait-install", daemon=True)
-        self._thread.start()
+        self.begin(lambda: self._install(options), "portrait-install")
 
-    def cancel(self) -> None:
-        """End it after the current line of output; what was downloaded stays."""
-        self._cancelled.set()
-        if (process := self._process) is not None:
-            process.terminate()
+    def stopped(self) -> PortraitDiffusionError:
+        """Return the error of an installation that was cancelled."""
+        return PortraitDiffusionError("install-cancelled", "the installation was cancelled", "Install again to go on where it was", True)
 
-    def wait(self, timeout: float | None = None) -> None:
-        """Wait for the thread (for scripts and tests)."""
-        if self._thread is not None:
-            self._thread.join(timeout)
-
-    def _run(self, options: Options) -> None:
-        try:
-            self._install(options)
-        except PortraitDiffusionError as error:
-            self.error = error
-        except OSError as error:
-            self.error = PortraitDiffusionError("install-failed", f"{error.strerror or error} ({error.filename or 'no file'})", "Try again")
-        if self.error is not None:
-            self.log.write(str(self.error))
+    def failed(self, error: OSError) -> PortraitDiffusionError:
+        """Return the error of an installation that the operating system stopped."""
+        return PortraitDiffusionError("install-failed", f"{error.strerror or error} ({error.filename or 'no file'})", "Try again")
 
     def _install(self, options: Options) -> None:
         folders = self.folders
@@ -206,50 +178,18 @@ class Installer:
 
     def _call(self, command: list[str], problem: str, take: Callable[[str], None] | None = None, accept: tuple[int, ...] = (0,)) -> None:
         """Run a command, its output going to the log (or to `take`) line by line; raises install-failed or install-cancelled."""
-        if self._cancelled.is_set():
-            raise _cancelled()
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT if take is None else subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            env=clean_environment(),
-            **hidden_window(),
-        )
-        with process:
-            self._process = process
-            assert process.stdout is not None
-            last, first_error = "", ""
-            for line in process.stdout:
-                last = line.rstrip() or last
-                if line.startswith("ERROR: "):
-                    first_error = first_error or line.rstrip()
-                (take or self.log.write)(line.rstrip())
-        self._process = None
-        if self._cancelled.is_set():
-            raise _cancelled()
-        if process.returncode not in accept:
-            detail = (first_error or last).removeprefix("ERROR: ").rstrip(".") or f"exit code {process.returncode}"
+        last, first_error = "", ""
+
+        def read(line: str) -> None:
+            nonlocal last, first_error
+            last = line or last
+            if line.startswith("ERROR: "):
+                first_error = first_error or line
+            (take or self.log.write)(line)
+
+        code = self.call(command, read, subprocess.STDOUT if take is None else subprocess.DEVNULL)
+        if code not in accept:
+            detail = (first_error or last).removeprefix("ERROR: ").rstrip(".") or f"exit code {code}"
             raise PortraitDiffusionError(
                 "install-failed", f"{problem}: {detail}", f"{self._advice}; all output is in {self.log.path}", True
             )
-
-
-def _cancelled() -> PortraitDiffusionError:
-    return PortraitDiffusionError("install-cancelled", "the installation was cancelled", "Install again to go on where it was", True)
-
-
-def clean_environment() -> dict[str, str]:
-    """Return the environment without what Blender's (or a developer's) Python set for itself; pip says in the log what it does."""
-    own = {"__PYVENV_LAUNCHER__", "PIP_QUIET", "PIP_VERBOSE"}
-    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON") and name not in own}
-
-
-def hidden_window() -> dict[str, Any]:
-    """Return the options that keep Windows from opening a console."""
-    if sys.platform == "win32":
-        return {"creationflags": subprocess.CREATE_NO_WINDOW}
-    return {}

@@ -21,6 +21,7 @@ from .folders import Folders
 from .installer import Installer, Options, examine, uninstall
 from .link import Connected, Disconnected, Link
 from .log import Log
+from .model_work import Action, ModelWork
 from .process import BackendProcess, Launch
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Backend:
         self.folders, self.wheel, self.link = folders, wheel, link
         self.log = Log(folders.install_log)
         self.installer = Installer(folders, self.log)
+        self.model_work = ModelWork(folders, Log(folders.models_log))
         self.plan = Plan()
         self.state = State.ABSENT
         self.message = ""
@@ -108,7 +110,14 @@ class Backend:
     @property
     def settled(self) -> bool:
         """Whether nothing is under way: the timer may look less often."""
-        return self.state not in (State.INSTALLING, State.STARTING) and self._retry_at is None
+        return self.state not in (State.INSTALLING, State.STARTING) and self._retry_at is None and not self.model_work.running
+
+    @property
+    def program(self) -> Launch | None:
+        """The backend's program on this computer; None where it is remote, not installed, or being installed."""
+        if self.plan.is_remote or self.state in (State.ABSENT, State.INSTALLING, State.BROKEN):
+            return None
+        return self.plan.developer or Launch(self.folders.python, self.plan.device)
 
     def choose(self, plan: Plan) -> None:
         """Take the preferences' backend; a connection to another one is given up (its jobs go on)."""
@@ -141,6 +150,7 @@ class Backend:
             return
         if self.state not in (State.ABSENT, State.BROKEN, State.INSTALLED):
             self.stop()
+        self._end_model_work()
         self.installer.start(options)
         self._move(State.INSTALLING, "")
 
@@ -152,6 +162,7 @@ class Backend:
             self._move(State.BROKEN, "")
         if self.state not in (State.ABSENT, State.BROKEN, State.INSTALLED):
             self.stop(patience=5.0)
+        self._end_model_work()
         try:
             uninstall(self.folders)
         except OSError as error:
@@ -159,6 +170,19 @@ class Backend:
             raise PortraitDiffusionError("uninstall-failed", text, "Close programs that use it and try again", True) from error
         finally:
             self.refresh()
+
+    def work_on_model(self, action: Action, model: str, accepted: bool = False, mirror: Path | None = None) -> None:
+        """Download, verify, convert or remove a model with the backend's own program; `model_work` tells how it goes.
+
+        accepted: the licence was shown and accepted; mirror: take the files from this folder. PortraitDiffusionError
+        ``backend-remote``, ``backend-unavailable``, ``download-running`` or ``licence-not-accepted``; nothing was started then.
+        """
+        if self.plan.is_remote:
+            hint = "Copy the command, and run it there: it shows the licence and asks"
+            raise PortraitDiffusionError("backend-remote", "models belong to the backend, which is on another machine", hint)
+        if self.program is None:
+            raise PortraitDiffusionError("backend-unavailable", f"the backend is {self.state.value}", "Install it first")
+        self.model_work.start(self.program, action, model, accepted, mirror)
 
     def start(self) -> None:
         """Start the local backend (or take over the one that runs already), or connect to the remote one."""
@@ -232,6 +256,11 @@ class Backend:
                 self._move(State.LOST, f"The backend can't be started ({error.strerror or error})")
                 return
         self.link.open(self.folders.connection, ADOPT_SECONDS if self._adopting else START_SECONDS)
+
+    def _end_model_work(self) -> None:
+        if self.model_work.running:
+            self.model_work.cancel()
+            self.model_work.wait(10)
 
     def _runs_already(self) -> bool:
         """Whether a backend of ours seems to run: another Blender's, or the one from before the add-on was disabled."""

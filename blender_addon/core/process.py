@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .folders import Folders
-from .installer import clean_environment, hidden_window
 from .log import last_lines
+from .task import clean_environment, hidden_window
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,15 @@ class Launch:
     device: str = "auto"
     developer: bool = False
 
+    def command(self, *arguments: str) -> list[str]:
+        """Return the command line that runs the backend's program with these arguments."""
+        return [str(self.python), "-m", "portrait_backend", *arguments]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment that the backend's program runs in."""
+        return dict(os.environ) if self.developer else clean_environment()
+
 
 class BackendProcess:
     """A running `portrait_backend serve`; it goes on when this object is forgotten, and leaves when Blender's process is gone."""
@@ -28,16 +37,15 @@ class BackendProcess:
     def __init__(self, launch: Launch, folders: Folders) -> None:
         folders.data.mkdir(parents=True, exist_ok=True)
         self._log = folders.serve_log
-        command = [str(launch.python), "-m", "portrait_backend", "serve", "--data", str(folders.data)]
+        command = launch.command("serve", "--data", str(folders.data))
         command += ["--connection-file", str(folders.connection), "--device", launch.device, "--parent-pid", str(os.getpid())]
-        environment = dict(os.environ) if launch.developer else clean_environment()
         with self._log.open("wb") as output:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=launch.environment,
                 cwd=folders.data,  # no module of the current folder may shadow the backend's
                 start_new_session=os.name == "posix",  # Ctrl-C in Blender's terminal is not for the backend
                 **hidden_window(),

@@ -110,7 +110,8 @@ class ModelInfo:
     """A model that can be had besides the shipped weights, with the facts that `models list` prints.
 
     state: absent, incomplete, installed or damaged; converted: whether it is ready where it has to be converted first; commercial_use:
-    allowed, not allowed or unclear; command: what the owner of the backend runs to get it, "" where it is ready.
+    allowed, not allowed or unclear; command: what the owner of the backend runs to get it, "" where it is ready; manual: whether its
+    files have to be downloaded by a person (from `page`).
     """
 
     name: str
@@ -125,6 +126,7 @@ class ModelInfo:
     note: str = ""
     converted: bool = False
     command: str = ""
+    manual: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,72 +7,24 @@ Each chapter writes what it saw into WORK_FOLDER/story.json; the tests judge it.
 
 from __future__ import annotations
 
-import faulthandler
-import importlib
 import json
 import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ARCHIVE, PHOTO, WORK = (Path(argument) for argument in sys.argv[1:4])
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:] = [path for path in sys.path if not Path(path or ".").resolve().is_relative_to(ROOT)]  # only what the zip brings
-os.environ["BLENDER_USER_RESOURCES"] = str(WORK / "blender")
-os.environ["PORTRAIT_DIFFUSION_PYTHON"] = sys.executable  # the developer's setting: a backend without an installation
+from in_bpy import PACKAGE, PHOTO, WORK, bpy, click, enable, gone, part, play, session, timed, turn
 
-import bpy  # noqa: E402
-
-PACKAGE = "bl_ext.user_default.portrait_diffusion"
 TINY = {
     "prior": {"fit_steps": 2},
     "mesh": {"resolution": 64, "faces": 4000, "texture_size": 256},
     "output": {"view_size": 64, "turntable_frames": 4, "turntable_size": 64},
 }
 LONG = {**TINY, "prior": {"fit_steps": 400}}
-PATIENCE = 900.0
 seen: dict[str, Any] = {}
-polls: list[tuple[float, float]] = []
-
-
-def part(name: str) -> Any:
-    return importlib.import_module(f"{PACKAGE}.{name}")
-
-
-def session() -> Any:
-    return part("runtime").session()
-
-
-def timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
-    """Return (value, wall seconds, this thread's own seconds): a busy machine adds to the former only."""
-    wall, own = time.perf_counter(), time.thread_time()
-    value = call()
-    return value, time.perf_counter() - wall, time.thread_time() - own
-
-
-def turn(until: Callable[[], Any], patience: float = PATIENCE) -> Any:
-    """Let the timer tick until something is true and return it."""
-    end = time.monotonic() + patience
-    while True:
-        _, wall, own = timed(part("runtime").poll)
-        polls.append((wall, own))
-        if found := until():
-            return found
-        if time.monotonic() > end:
-            raise TimeoutError(
-                f"waited {patience:.0f} s: {session().backend.state}, {[(j.name, j.state, j.stage) for j in session().jobs]}"
-            )
-        time.sleep(0.02)
-
-
-def click(operator: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
-    """Call an operator as a button does (without a window Blender makes every call an execution)."""
-    result, wall, own = timed(lambda: operator(**arguments))
-    return {"result": sorted(result), "wall": wall, "own": own}
 
 
 def current() -> Any:
@@ -87,7 +39,7 @@ def settings(values: dict[str, Any]) -> dict[str, str]:
 
 
 def install() -> dict[str, Any]:
-    bpy.ops.extensions.package_install_files(repo="user_default", filepath=str(ARCHIVE), enable_on_install=True)
+    enable()
     bpy.ops.ed.undo_push(message="The user's own work")
     import zmq
 
@@ -174,38 +126,6 @@ def first_head() -> dict[str, Any]:
     seen["first_job"] = job.id
     return {"pressed": pressed, "started": start_state, "preview": preview, "stages": stages, "state": job.state,
             "error": str(job.error), "objects": len(bpy.data.objects) - objects}  # fmt: skip
-
-
-class Paper:
-    """A layout that writes down what is drawn on it."""
-
-    def __init__(self, drawn: list[tuple[str, dict[str, Any]]]) -> None:
-        self.drawn = drawn
-
-    def __getattr__(self, name: str) -> Any:
-        def draw(*given: Any, **named: Any) -> Paper:
-            self.drawn.append((given[0] if given else name, named))
-            return Paper(self.drawn)
-
-        return draw
-
-
-def models() -> dict[str, Any]:
-    """The list of models came with the connection."""
-    turn(lambda: session().models)
-    panel, found = part("models_panel"), session().models
-    panohead = next(model for model in found if model.name == "panohead")
-    drawn: list[tuple[str, dict[str, Any]]] = []
-    panel.draw_model(Paper(drawn), panohead)
-    copied = bpy.ops.portrait.copy_command(command=panohead.command)
-    session().models = ()
-    bpy.ops.portrait.models_refresh()
-    turn(lambda: session().models)
-    return {
-        "names": [model.name for model in found], "lines": list(panel.facts(panohead)), "state": panel.state_text(panohead),
-        "command": panohead.command, "copied": sorted(copied), "again": session().models == found,
-        "drawn": " ".join(named.get("text", "") for _, named in drawn), "buttons": [what for what, _ in drawn if "." in what],
-    }  # fmt: skip
 
 
 def head_facts() -> dict[str, Any]:
@@ -463,37 +383,11 @@ def history() -> dict[str, Any]:
     }
 
 
-def gone(pid: int) -> bool:
-    """Return whether a process has ended (one that nobody waited for stays as a zombie)."""
-    path = Path(f"/proc/{pid}/stat")
-    return not path.exists() or path.read_text().rpartition(")")[2].split()[0] == "Z"
-
-
 CHAPTERS = (
-    install, declared, refusals, first_head, models, head_facts, over_the_photo, undo, large_import, from_script, cancel, kill_worker,
+    install, declared, refusals, first_head, head_facts, over_the_photo, undo, large_import, from_script, cancel, kill_worker,
     kill_backend, another_file, disable, history,
 )  # fmt: skip
 
 
-def main() -> None:
-    faulthandler.dump_traceback_later(3000, exit=True)
-    story: dict[str, Any] = {}
-    for chapter in CHAPTERS:
-        start = time.monotonic()
-        try:
-            story[chapter.__name__] = chapter()
-        except Exception:  # noqa: BLE001 - whatever it is, the tests show it
-            story[chapter.__name__] = {"failed": traceback.format_exc()}
-        print(f"{chapter.__name__}: {time.monotonic() - start:.1f} s", flush=True)
-        (WORK / "story.json").write_text(json.dumps({**story, "polls": polls}, default=str))
-        if "failed" in story[chapter.__name__]:
-            print(story[chapter.__name__]["failed"])
-            break
-    # Blender's own end: a class or timer that is still registered would hang it
-    if PACKAGE in bpy.context.preferences.addons:
-        bpy.ops.preferences.addon_disable(module=PACKAGE)
-    print("the end", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    play(CHAPTERS)

@@ -5,49 +5,22 @@ The story runs once, in a process of its own. bpy stays installed through the wh
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("bpy") is None, reason="bpy is not installed (it needs Python 3.11: pip install bpy)"),
-    pytest.mark.skipif(sys.platform != "linux", reason="the story looks for processes in /proc"),
-]
-HERE = Path(__file__).parent
-PHOTO = HERE.parents[1] / "examples/astronaut.png"
-STORY_SECONDS = 3300
-MAIN_THREAD_SECONDS = 0.05
-"""No call on Blender's main thread may take longer."""
+from tests.blender.telling import MAIN_THREAD_SECONDS, NEEDS_BPY, PHOTO, chapter, tell
+
+pytestmark = NEEDS_BPY
 
 
 @pytest.fixture(scope="session")
 def story(extension_zip: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Run the story and return what it saw."""
-    work = tmp_path_factory.mktemp("story")
-    command = [sys.executable, str(HERE / "story.py"), str(extension_zip), str(PHOTO), str(work)]
-    environment = {name: value for name, value in os.environ.items() if name != "PORTRAIT_DIFFUSION_PYTHON"}
-    with (work / "output.txt").open("w") as output:
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, timeout=STORY_SECONDS, check=False)
-    said = (work / "output.txt").read_text(errors="replace")
-    seen: dict[str, Any] = json.loads((work / "story.json").read_text()) if (work / "story.json").exists() else {}
-    seen["exit"] = (done.returncode, said[-3000:])
-    return seen
-
-
-def chapter(story: dict[str, Any], name: str) -> dict[str, Any]:
-    if name not in story:
-        pytest.fail(f"the story ended before {name}: {story['exit'][1]}")
-    assert "failed" not in story[name], story[name]["failed"]
-    seen: dict[str, Any] = story[name]
-    return seen
+    return tell("story.py", extension_zip, tmp_path_factory.mktemp("story"))
 
 
 def test_leaving_blender_does_not_hang(story: dict[str, Any]) -> None:
@@ -75,16 +48,6 @@ def test_bad_input_gets_one_clear_line(story: dict[str, Any]) -> None:
         "draft, standard, fine, full" in seen["preset"] and "mesh.faces = -1" in seen["range"] and "no photo is chosen" in seen["no photo"]
     )
     assert seen["jobs"] == 0, "nothing was queued"
-
-
-def test_the_panel_has_the_facts_of_models_list(story: dict[str, Any]) -> None:
-    seen = chapter(story, "models")
-    assert {"sd15", "panohead", "portrait4d"} <= set(seen["names"]) and seen["state"] == "not installed"
-    assert any("not allowed" in line for line in seen["lines"]) and any("EG3D licence" in line for line in seen["lines"])
-    assert seen["command"] == "portrait-diffusion models download panohead --from DIR" and seen["copied"] == ["FINISHED"]
-    assert seen["again"], "Refresh brings the same list"
-    assert "panohead: not installed" in seen["drawn"] and "Commercial use: not allowed" in seen["drawn"]
-    assert seen["buttons"] == ["wm.url_open", "portrait.copy_command"]
 
 
 def test_generate_returns_at_once_and_the_head_arrives(story: dict[str, Any]) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from portrait_backend.cli import main
-from portrait_backend.cli.models import lines
+from portrait_backend.cli.models_progress import json_lines, lines
 from portrait_backend.models import catalogue
+from portrait_backend.models.catalogue import ModelFile
 from tests.models.tiny_model import FILES, HEAVY, MODEL
 
 PUBLISHED = catalogue.CATALOGUE
@@ -106,6 +108,61 @@ def test_progress_lines_come_now_and_then() -> None:
         report("a", done, 40_000_000)
     report("b", 3_000_000, 0)
     assert printed[0] == "a: 0 of 40 MB" and printed[-1] == "b: 3 MB" and 3 <= len(printed) <= 6
+
+
+def test_json_progress_counts_the_files_together_and_goes_on_after_finished_ones() -> None:
+    printed: list[str] = []
+    now = 0.0
+    model = replace(MODEL, files=(ModelFile("a", 100), ModelFile("b", 800), ModelFile("c", 100)))
+    report = json_lines(printed.append, model, lambda: now)
+    report("b", 200, 800)  # a was there already
+    report("b", 300, 800)  # too soon after the last line
+    now = 1.0
+    report("b", 400, 800)
+    report("b", 800, 800)
+    report("c", 50, 200)  # larger than the catalogue's rounded size
+    report("checking a", 100, 100)
+    assert [tuple(json.loads(line).values()) for line in printed] == [
+        ("fetching", "b", 300, 1000),
+        ("fetching", "b", 500, 1000),
+        ("fetching", "b", 900, 1000),
+        ("fetching", "c", 950, 1100),
+        ("checking", "a", 100, 1100),
+    ]
+    assert list(json.loads(printed[0])) == ["step", "file", "done", "total"]
+
+
+def test_json_progress_goes_to_stderr_and_the_answer_to_stdout(mirror: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "download", "tiny", "--from", str(mirror), "--yes", "--json", "--json-progress"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["state"] == "installed" and json.loads(out)["manual"] is False
+    reports = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
+    total = sum(map(len, FILES.values()))
+    assert [r["step"] for r in reports] == sorted((r["step"] for r in reports), reverse=True), "fetched, then checked"
+    assert (reports[-1]["done"], reports[-1]["total"]) == (total, total) and {r["file"] for r in reports} == set(FILES)
+    assert main(["models", "verify", "tiny", "--json", "--json-progress"]) == 0
+    assert '"step": "checking"' in capsys.readouterr().err
+
+
+def test_convert_takes_the_downloaded_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from portrait_backend.models import conversion
+
+    asked: list[tuple[Path, str, Path]] = []
+
+    def converted(*given: Path | str) -> conversion.Converted:
+        asked.append(given)  # type: ignore[arg-type]
+        return conversion.Converted(1, 2, "G_ema", "0")
+
+    monkeypatch.setattr(conversion, "convert_checkpoint", converted)
+    monkeypatch.setattr(catalogue, "CATALOGUE", (replace(MODEL, name="eg3d", files=(ModelFile("net.pkl"),), convert="eg3d"),))
+    assert answer(["models", "convert", "--as", "eg3d"], capsys, 2)["code"] == "model-missing" and not asked
+    (tmp_path / "net.pkl").write_bytes(b"pickled")
+    assert main(["models", "download", "eg3d", "--from", str(tmp_path), "--yes"]) == 0
+    assert capsys.readouterr().out.endswith("convert it: portrait-diffusion models convert --as eg3d\n")
+    answer(["models", "convert", "--as", "eg3d"], capsys)
+    assert asked == [(tmp_path / "m/eg3d/net.pkl", "eg3d", tmp_path / "m/converted/eg3d.safetensors")]
 
 
 def test_the_catalogue_is_complete() -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from portrait_backend.cli.console import USER, Debug, Json, print_json
+from portrait_backend.cli.models_progress import JsonProgress, progress
 
 if TYPE_CHECKING:
     from portrait_backend.models.catalogue import Model
-    from portrait_backend.models.store import Report
 
 HELP = "Weights for full scale: list, download, verify, convert, remove. Nothing of this is needed at starter scale."
 app = typer.Typer(help=HELP, no_args_is_help=True)
@@ -25,8 +22,6 @@ Folder = Annotated[
     Path | None,
     typer.Option("--folder", metavar="DIR", help="Folder of the models.", show_default="$PORTRAIT_DIFFUSION_MODELS or the user's folder"),
 ]
-LINE_EVERY = 5.0
-"""Seconds between two progress lines."""
 
 
 @app.command("list")
@@ -63,6 +58,7 @@ def download(
     yes: Annotated[bool, typer.Option("--yes", help="Accept the licence without being asked.")] = False,
     folder: Folder = None,
     json: Json = False,
+    json_progress: JsonProgress = False,
     debug: Debug = False,
 ) -> None:
     """Show size and licence, ask, download and check. Run it again to go on after an interruption."""
@@ -81,14 +77,14 @@ def download(
         _show(model, where)
         if not yes:
             _ask(model, json)
-    with progress(json) as report:
+    with progress(json, json_progress, model) as report:
         target = fetching.download(model, where, mirror, report)
     if json:
         print_json(facts(model, where))
         return
     typer.echo(f"{target}: {model.title}")
     if model.convert:
-        typer.echo(f"convert it: portrait-diffusion models convert {target / model.files[0].path} --as {model.convert}")
+        typer.echo(f"convert it: portrait-diffusion models convert --as {model.convert}")
 
 
 @app.command("verify")
@@ -96,6 +92,7 @@ def verify(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A model; default all that are installed.")] = None,
     folder: Folder = None,
     json: Json = False,
+    json_progress: JsonProgress = False,
     debug: Debug = False,
 ) -> None:
     """Read every file and compare its sha256. Exit code 2 if one is altered or missing."""
@@ -104,16 +101,18 @@ def verify(
 
     where = store.models_folder(folder)
     chosen = [find_model(name)] if name else [m for m in CATALOGUE if store.state_of(m, where) in ("installed", "damaged")]
-    with progress(json) as report:
-        results = {model.name: store.verify(model, where, report) for model in chosen}
+    results = {}
+    for model in chosen:
+        with progress(json, json_progress, model) as report:
+            results[model.name] = store.verify(model, where, report)
     sound = all(check.state == "ok" for checks in results.values() for check in checks)
     if json:
         print_json({"folder": str(where), "ok": sound, "models": {n: [asdict(c) for c in checks] for n, checks in results.items()}})
     else:
-        for model, checks in results.items():
+        for found, checks in results.items():
             for check in checks:
-                typer.echo(f"{check.state:<8} {model}/{check.path}  sha256 {check.sha256[:16] or '-'} ({check.against})")
-        bad = [model for model, checks in results.items() if any(c.state != "ok" for c in checks)]
+                typer.echo(f"{check.state:<8} {found}/{check.path}  sha256 {check.sha256[:16] or '-'} ({check.against})")
+        bad = [found for found, checks in results.items() if any(c.state != "ok" for c in checks)]
         hints = [f"portrait-diffusion models remove {n} && portrait-diffusion models download {n}" for n in bad]
         typer.echo("\n".join(hints) if hints else "everything is as it was published or installed" if results else "no model is installed")
     if not sound:
@@ -122,8 +121,11 @@ def verify(
 
 @app.command("convert")
 def convert(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .pkl, .pt, .pth or .bin checkpoint.", show_default=False)],
     kind: Annotated[str, typer.Option("--as", metavar="portrait4d|panohead|eg3d", help="What it holds.", show_default=False)],
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="A .pkl, .pt, .pth or .bin checkpoint; default the downloaded one of that name."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="The safetensors file to write; default where the prior looks for it."),
@@ -134,8 +136,10 @@ def convert(
 ) -> None:
     """Turn a pickled checkpoint into safetensors. Nothing in the pickle is ever executed."""
     from portrait_backend.models.conversion import convert_checkpoint
-    from portrait_backend.models.converted import converted_path
+    from portrait_backend.models.converted import converted_path, downloaded_checkpoint
 
+    if file is None:
+        file = downloaded_checkpoint(kind, folder)
     if output is None:
         output = converted_path(kind, folder)
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -192,49 +196,6 @@ def _ask(model: Model, json: bool) -> None:
     )
     if json or not sys.stdin.isatty() or not typer.confirm("Do you accept the licence and download it?", err=True):
         raise refused
-
-
-@contextmanager
-def progress(quiet: bool) -> Iterator[Report]:
-    """Yield a progress callback: bars on a terminal, a line now and then elsewhere, both on stderr; nothing if `quiet`."""
-    if quiet:
-        yield lambda name, done, total: None
-    elif not sys.stderr.isatty():
-        yield lines(lambda line: print(line, file=sys.stderr, flush=True))
-    else:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(compact=True),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as bars:
-            tasks: dict[str, Any] = {}
-
-            def show(name: str, done: int, total: int) -> None:
-                if name not in tasks:
-                    tasks[name] = bars.add_task(name, total=total or None)
-                bars.update(tasks[name], completed=done, total=total or None)
-
-            yield show
-
-
-def lines(write: Callable[[str], Any], clock: Callable[[], float] = time.monotonic) -> Report:
-    """Return a progress callback that writes a line per file and every few seconds: "unet/x: 120 of 3438 MB"."""
-    current, printed = "", 0.0
-
-    def show(name: str, done: int, total: int) -> None:
-        nonlocal current, printed
-        if name == current and clock() - printed < LINE_EVERY:
-            return
-        current, printed = name, clock()
-        write(f"{name}: {done / 1e6:.0f}{f' of {total / 1e6:.0f}' if total else ''} MB")
-
-    return show
 
 
 def _megabytes(size: int) -> str:

@@ -21,6 +21,7 @@ def facts(model: Model, folder: Path) -> dict[str, Any]:
         "state": state_of(model, folder),
         "path": str(folder / model.name),
         "page": model.source.page,
+        "manual": hub is None,
         "repository": hub.repository if hub else None,
         "revision": hub.revision if hub else None,
         "pinned": hub.pinned if hub else False,

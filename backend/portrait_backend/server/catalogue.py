@@ -26,7 +26,7 @@ def model_infos() -> tuple[p.ModelInfo, ...]:
 def command(model: Model, state: str, converted: bool) -> str:
     """Return the next command that brings a model, "" where it is ready."""
     if model.convert is not None and (converted or state == "installed"):
-        return "" if converted else f"portrait-diffusion models convert FILE --as {model.convert}"
+        return "" if converted else f"portrait-diffusion models convert --as {model.convert}"
     if state == "installed":
         return ""
     source = "" if isinstance(model.source, Hub) else " --from DIR"
