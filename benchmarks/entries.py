@@ -12,7 +12,8 @@ import xatlas
 from torch import Tensor
 
 from benchmarks.comparison import Row, interleaved
-from benchmarks.renderer import REBUILD, VIEWS, psnr, step
+from benchmarks.previews import preview_cost
+from benchmarks.renderer import REBUILD, VIEWS, dense_step, leaves_of, psnr, step
 from benchmarks.splatting import NAIVE_SIZE, naive, sphere
 from portrait_backend.context import cpu_context
 from portrait_backend.geometry.reprojection import carried
@@ -23,6 +24,7 @@ from portrait_backend.mesh.extract import extract_mesh
 from portrait_backend.mesh.lattice import compress_density, sample_lattice
 from portrait_backend.mesh.simplify import simplify
 from portrait_backend.mesh.unwrap import unwrap
+from portrait_backend.mesh.views import ProjectedView
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.density_grid import FINE_SAMPLES, SAMPLES, DensityGrid
 from portrait_backend.radiance.head import Head
@@ -62,11 +64,12 @@ def renderer(head: Head, scale: Scale) -> list[Row]:
         least = {name: min(map(psnr, (draw(head, c).rgb for c in cameras), truth)) for name, draw in ways.items()}
         dense = min(map(psnr, (render_dense(head, c).rgb for c in cameras), truth))
         pictures = min(map(psnr, (head.picture(c).rgb for c in cameras), truth))
-    rows = []
+    rows, leaves = [], leaves_of(head)
     for size in (128, 512):
         view = Camera.orbit(*VIEWS[1], size)
         camera = strip(view, scale.strip if size == 512 else max(scale.strip * 2, 16))
-        seconds = interleaved([partial(step, head, camera, draw) for draw in (*ways.values(), render_dense)], scale.repeats)
+        steps = [*(partial(step, head, camera, draw, leaves) for draw in ways.values()), partial(dense_step, head, camera, leaves)]
+        seconds = interleaved(steps, scale.repeats)
         for (name, _), ours in zip(ways.items(), seconds, strict=False):
             agreement = f"{least[name]:.1f} dB to 128 + 128 samples; the reference's own {dense:.1f}"
             met = seconds[-1] / ours >= 25 and least[name] >= min(42, dense)
@@ -154,26 +157,39 @@ def marching_cubes(head: Head, scale: Scale) -> list[Row]:
     ours = partial(sample_lattice, head, n, cpu_context())
     wrong = int(((ours() > 0) != (everywhere() > 0)).sum())
     seconds = interleaved([ours, everywhere], 1)
-    work = f"lattice of {n}^3 cells for marching cubes"
-    return [Row(work, "evaluated everywhere", *seconds, f"{wrong} of {(n + 1) ** 3} signs differ", "3x", seconds[1] >= 3 * seconds[0])]
+    work, agreement = f"lattice of {n}^3 cells for marching cubes", f"{wrong} of {(n + 1) ** 3} signs differ"
+    rows = [Row(work, "evaluated everywhere", *seconds, agreement, "3x", wrong == 0 and seconds[1] >= 3 * seconds[0])]
+    (whole,) = interleaved([partial(extract_mesh, head, n, cpu_context())], 1)
+    return [*rows, Row(f"mesh from {n}^3 cells, lattice included", "-", whole, None, "-", "", True)]
 
 
 def unwrap_and_bake(head: Head, scale: Scale) -> list[Row]:
-    """Unwrap a head of many faces against xatlas's own charts (capped at 8000 faces: its time grows with their square), then bake it."""
+    """Unwrap a head against xatlas's own charts (capped at 8000 faces: its time grows with their square), then bake it with a photo."""
     vertices, faces = extract_mesh(head, min(320, max(96, scale.lattice)), cpu_context())
     small = simplify(vertices, faces, min(8000, scale.faces))
     theirs = partial(xatlas.parametrize, small[0].astype(np.float32), small[1].astype(np.uint32))
     seconds = interleaved([partial(unwrap, *small, scale.texture, cpu_context()), theirs], 1)
     rows = [Row(f"unwrap, {len(small[1])} faces", "xatlas's charts", *seconds, "-", "", True)]
     vertices, faces = simplify(vertices, faces, scale.faces)
+    camera = Camera.orbit(0, 0, 512)
+    seen = head.picture(camera)
+    photo = ProjectedView((seen.rgb / seen.alpha.clamp_min(1e-6)[..., None]).clamp(0, 1), seen.alpha, torch.ones(512, 512), camera)
 
     def both() -> None:
         surface = Surface(vertices, faces, unwrap(vertices, faces, scale.texture, cpu_context()))
-        bake_texture(surface, head, [], scale.texture, cpu_context())
+        bake_texture(surface, head, [photo], scale.texture, cpu_context())
 
     (ours,) = interleaved([both], 1)
     work = f"unwrap and bake, {len(faces)} faces, {scale.texture} texels a side"
     return [*rows, Row(work, "-", ours, None, "-", "10 s on 2 cores", ours <= 20)]
+
+
+def previews(head: Head, scale: Scale) -> list[Row]:
+    """Measure what the previews of a draft cost, of its own photo."""
+    cost = preview_cost()
+    share = cost.previews / cost.job
+    found = f"{100 * share:.1f} % of the job; {cost.count} previews, {cost.bytes / 1000:.0f} kB"
+    return [Row("previews of a draft", "the job with them", cost.previews, cost.job, found, "less than 3 %", share < 0.03)]
 
 
 ENTRIES: dict[str, Callable[[Head, Scale], list[Row]]] = {
@@ -182,6 +198,7 @@ ENTRIES: dict[str, Callable[[Head, Scale], list[Row]]] = {
     "noise": noise_warp,
     "marching": marching_cubes,
     "unwrap": unwrap_and_bake,
+    "previews": previews,
 }
 
 

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.comparison import interleaved
 from benchmarks.entries import QUICK, noise_warp, splatting
+from benchmarks.previews import Watch
 from benchmarks.renderer import step
 from portrait_backend.context import cpu_context
 from portrait_backend.devices import keep_threads
@@ -75,3 +76,18 @@ def test_the_lattice_of_the_mesh_against_evaluating_everywhere(head: Head) -> No
 def test_against_a_loop(head: Head, entry: object, least: float) -> None:
     row = entry(head, replace(QUICK, repeats=REPEATS))[0]  # type: ignore[operator]
     assert row.met and row.ratio > least, row
+
+
+def test_a_preview_costs_what_lies_between_wish_and_arrival(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter((1.0, 4.0))
+    watch = Watch()
+    with monkeypatch.context() as patched:
+        patched.setattr("benchmarks.previews.time.process_time", lambda: next(clock))
+        assert watch.wants_preview()
+        assert watch.wants_preview(), "the engine asks again, and the clock goes on"
+        watch.leave_out(0.5)
+        watch.report("mesh", 0, 1, {}, b"a picture")
+    assert (watch.seconds, watch.count, watch.bytes) == (2.5, 1, 9)
+    assert not watch.wants_preview(), "so soon again"
+    watch.report("mesh", 1, 1, {}, None)
+    assert watch.seconds == 2.5

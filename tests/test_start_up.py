@@ -48,6 +48,12 @@ def test_the_main_job_does_not_load_the_compiler(tmp_path: Path) -> None:
     assert not imported(f"from portrait_backend.cli import main; assert main({command!r}) == 0") & COMPILER
 
 
+def test_the_face_tools_load_no_plots_and_leave_them_to_others() -> None:
+    load = "from portrait_backend.portrait.mediapipe_tools import load_solutions; load_solutions()"
+    assert not {name for name in imported(load) if name.partition(".")[0] == "matplotlib"}
+    assert "matplotlib.backends" in imported(f"{load}; import matplotlib.pyplot; assert matplotlib.pyplot.plot")
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_adam_is_torchs(decay: float) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -330,8 +330,7 @@ def _show(head: Head, context: Context) -> None:
     if context.wants_preview():
         from portrait_backend.outputs import on_light
 
-        with torch.no_grad():
-            view = head.render(Camera.orbit(PREVIEW_AZIMUTH, 0, PREVIEW_SIZE).to(context.device))
+        view = head.picture(Camera.orbit(PREVIEW_AZIMUTH, 0, PREVIEW_SIZE).to(context.device))  # its lattice serves the views too
         context.report(0, 1, on_light(view.rgb, view.alpha))
 
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 CANDIDATES_PER_CHUNK = 1 << 20
 """Candidate pixels held at a time: about 150 MB of float64 temporaries."""
+PIXELS_PER_CHUNK = 1 << 15
+"""Pixels whose attributes are interpolated at a time: their corners' stay in the cache."""
 EDGE_TOLERANCE = 1e-9
 """Barycentric slack that keeps pixel centres on a shared edge from falling between both triangles."""
 
@@ -39,8 +41,9 @@ class Fragments:
     def gather(self, faces: Tensor, attributes: Tensor) -> Tensor:
         """Interpolate vertex attributes (V, C) at the covered pixels, row by row: (n, C)."""
         covered = self.covered
-        corners = attributes[faces[self.face[covered]]]
-        return (self.barycentric[covered].to(attributes.dtype)[..., None] * corners).sum(1)
+        face, weight = self.face[covered], self.barycentric[covered].to(attributes.dtype)
+        parts = zip(face.split(PIXELS_PER_CHUNK), weight.split(PIXELS_PER_CHUNK), strict=True)
+        return torch.cat([(share[..., None] * attributes[faces[some]]).sum(1) for some, share in parts])
 
     def interpolate(self, faces: Tensor, attributes: Tensor, background: float = 0.0) -> Tensor:
         """Interpolate vertex attributes (V, C) over the image: (H, W, C), `background` where empty."""

@@ -82,8 +82,7 @@ def keep_one_solid(volume: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     inside = volume > 0
     labels, count = ndimage.label(inside)
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)
-    sizes[0] = 0
+    sizes = np.bincount(labels[inside], minlength=count + 1)
     if count == 0 or sizes.max() < SMALLEST_SHARE * volume.size:
         raise PortraitDiffusionError(
             "empty-mesh",
@@ -91,8 +90,8 @@ def keep_one_solid(volume: NDArray[np.float32]) -> NDArray[np.float32]:
             "Run the earlier stages again, with another photo or the default settings",
         )
     solid = labels == sizes.argmax()
-    magnitude = np.maximum(np.abs(volume), LEAST_VALUE)
-    return np.where(solid | _cavities(solid), magnitude, -magnitude).astype(np.float32)
+    volume = np.maximum(np.abs(volume), LEAST_VALUE)
+    return np.negative(volume, out=volume, where=~(solid | _cavities(solid)))
 
 
 def _cavities(solid: BoolArray) -> BoolArray:
@@ -102,17 +101,19 @@ def _cavities(solid: BoolArray) -> BoolArray:
             outer: list[slice | int] = [slice(1, -1)] * 3
             outer[axis] = side
             sealed[tuple(outer)] = ndimage.binary_fill_holes(np.take(solid, side, axis))
-    labels, _ = ndimage.label(~sealed, structure=np.ones((3, 3, 3)))
-    outside = np.unique(
-        np.concatenate(
-            [
-                labels[0].ravel(),
-                labels[-1].ravel(),
-                labels[:, 0].ravel(),
-                labels[:, -1].ravel(),
-                labels[:, :, 0].ravel(),
-                labels[:, :, -1].ravel(),
-            ]
-        )
-    )
-    return (~sealed & ~np.isin(labels, outside))[1:-1, 1:-1, 1:-1]
+    around = _around(sealed)  # all beyond is outside
+    labels, count = ndimage.label(~sealed[around], structure=np.ones((3, 3, 3)))
+    known = np.zeros(count + 1, dtype=bool)
+    known[0] = True
+    for axis in range(3):
+        for side in (0, -1):
+            known[np.take(labels, side, axis)] = True
+    cavities = np.zeros_like(sealed)
+    cavities[around] = ~known[labels]
+    return cavities[1:-1, 1:-1, 1:-1]
+
+
+def _around(cells: BoolArray) -> tuple[slice, ...]:
+    """Return the box of the cells (n, n, n) that are True, with one layer more where there is one."""
+    spans = (np.flatnonzero(cells.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3))
+    return tuple(slice(max(int(span[0]) - 1, 0), int(span[-1]) + 2) for span in spans)

@@ -45,13 +45,14 @@ def sample_lattice(field: Field, resolution: int, context: Context) -> Tensor:
     coarse_axis = axis[::STRIDE]
     coarse = _evaluate(field, torch.cartesian_prod(coarse_axis, coarse_axis, coarse_axis), context).view(blocks + 1, blocks + 1, blocks + 1)
     volume = F.interpolate(coarse[None, None], size=side, mode="trilinear", align_corners=True)[0, 0]
-    done = torch.zeros(blocks, blocks, blocks, dtype=torch.bool)
+    todo = _near_surface(volume)
+    done = torch.zeros_like(todo)
     for _ in range(MAX_ROUNDS):
-        todo = _near_surface(volume) & ~done
         if not bool(todo.any()):
             break
         _refine(field, volume, axis, todo, context)
         done |= todo
+        todo = _newly_near(volume, todo, done)
     return volume
 
 
@@ -59,6 +60,18 @@ def _near_surface(volume: Tensor) -> Tensor:
     """Return which blocks (b, b, b) the surface passes, their far faces included."""
     high, low = _block_maximum(volume), -_block_maximum(-volume)
     return (high > -NEAR_SURFACE) & (low < NEAR_SURFACE)
+
+
+def _newly_near(volume: Tensor, changed: Tensor, done: Tensor) -> Tensor:
+    """Return which blocks (b, b, b) beside those that changed the surface passes; what is done doesn't count."""
+    beside = (F.max_pool3d(changed[None, None].float(), 3, 1, 1)[0, 0] > 0) & ~done
+    whole = volume
+    for axis in range(3):
+        whole = whole.unfold(axis, STRIDE + 1, STRIDE)
+    samples = whole[beside].flatten(1)
+    found = torch.zeros_like(done)
+    found[beside] = (samples.amax(1) > -NEAR_SURFACE) & (samples.amin(1) < NEAR_SURFACE)
+    return found
 
 
 def _block_maximum(volume: Tensor) -> Tensor:
@@ -72,13 +85,12 @@ def _block_maximum(volume: Tensor) -> Tensor:
 
 def _refine(field: Field, volume: Tensor, axis: Tensor, todo: Tensor, context: Context) -> None:
     """Evaluate all samples of the blocks in `todo`, far faces included, into `volume`."""
-    needed = torch.zeros(volume.shape, dtype=torch.bool)
-    inner = todo.repeat_interleave(STRIDE, 0).repeat_interleave(STRIDE, 1).repeat_interleave(STRIDE, 2)
-    for shift in range(8):
-        i, j, k = shift & 1, shift >> 1 & 1, shift >> 2
-        needed[i : i + inner.shape[0], j : j + inner.shape[1], k : k + inner.shape[2]] |= inner
-    index = needed.flatten().nonzero()[:, 0]
-    side = len(axis)
+    side, inside = len(axis), torch.arange(STRIDE + 1)
+    strides = torch.tensor([side * side, side, 1])
+    offsets = torch.cartesian_prod(inside, inside, inside) @ strides
+    needed = torch.zeros(volume.numel(), dtype=torch.bool)
+    needed[(STRIDE * (todo.nonzero() @ strides))[:, None] + offsets] = True
+    index = needed.nonzero()[:, 0]
     rest, z = torch.div(index, side, rounding_mode="floor"), index % side
     points = torch.stack([axis[torch.div(rest, side, rounding_mode="floor")], axis[rest % side], axis[z]], -1)
     volume.view(-1)[index] = _evaluate(field, points, context)

@@ -62,11 +62,30 @@ def quiet_stderr() -> Iterator[None]:
             os.close(saved)
 
 
+@contextmanager
+def without_plots() -> Iterator[None]:
+    """Let MediaPipe's drawing helpers, which nobody here calls, find an empty `matplotlib.pyplot`: the real one takes as long as the rest.
+
+    Does nothing where matplotlib is loaded already; afterwards it can be imported as ever.
+    """
+    if "matplotlib" in sys.modules:
+        yield
+        return
+    stand_ins = {name: ModuleType(name) for name in ("matplotlib", "matplotlib.pyplot")}
+    stand_ins["matplotlib"].__dict__["pyplot"] = stand_ins["matplotlib.pyplot"]
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name in stand_ins:
+            sys.modules.pop(name, None)
+
+
 def load_solutions() -> ModuleType:
     """Import `mediapipe.solutions`; raises PortraitDiffusionError mediapipe-missing if it isn't installed."""
     os.environ.setdefault("GLOG_minloglevel", "2")
     try:
-        with quiet_stderr():
+        with quiet_stderr(), without_plots():
             from mediapipe.python import solutions
     except ImportError as error:
         raise PortraitDiffusionError(

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from portrait_backend.radiance.empty_space import blocks_near, clearance
 from portrait_backend.radiance.field import RadianceField
 
 RESOLUTION, COARSE_STEPS, SAMPLES = 96, 64, 12
@@ -22,8 +23,6 @@ CONSTANT = 0.02
 """A cell whose neighbourhood varies by less than this share of the surface density is not refined."""
 HALO = 0.03
 """Share of a neighbouring cell's density that a cell lends to the proposals, so that grazing rays get samples too."""
-BLOCK = 8
-"""Cells per side of a block that empty-space skipping tests."""
 EMPTY = 0.0025
 """Density per head unit that counts as nothing: across the whole box it adds up to less than a grey level."""
 OPAQUE = 1e-3
@@ -45,12 +44,12 @@ class DensityGrid:
     """Density per head unit at the n^3 cell centres of the box.
 
     values and proposal (n, n, n) indexed z, y, x; cell i of an axis is centred at ((i + 0.5) / n * 2 - 1) * half_extent.
-    proposal is values with the halo; occupied (n / b, n / b, n / b) tells the blocks in or next to which it is not all zero.
+    proposal is values with the halo; clearance (n / b, n / b, n / b), on the CPU, how many blocks away it is not all zero.
     """
 
     values: Tensor
     proposal: Tensor
-    occupied: Tensor
+    clearance: Tensor
     half_extent: float
     steps: int = COARSE_STEPS
     """Steps in which a ray is marched through the box."""
@@ -64,9 +63,7 @@ class DensityGrid:
         around = neighbourhood_max(values)
         proposal = torch.maximum(values, HALO * around)
         proposal = torch.where(proposal > EMPTY, proposal, 0).contiguous()
-        block = BLOCK if len(values) % BLOCK == 0 else 1
-        occupied = F.max_pool3d(neighbourhood_max(proposal)[None, None], block)[0, 0] > 0
-        return cls(values, proposal, occupied, half_extent, steps, flatten)
+        return cls(values, proposal, clearance(blocks_near(proposal > 0)), half_extent, steps, flatten)
 
     @classmethod
     @torch.no_grad()
@@ -205,7 +202,7 @@ def _propose_kernel(
     rays = [x.detach().float().contiguous().numpy() for x in (origins.reshape(-1, 3), directions, near, far)]
     cells_per_unit = np.float32(0.5 * len(grid.proposal) / grid.half_extent)
     grid_kernels.place_samples(
-        grid.proposal.float().numpy(), grid.occupied.numpy(), cells_per_unit, *rays, steps, np.float32(OPAQUE), np.float32(grid.flatten),
+        grid.proposal.float().numpy(), grid.clearance.numpy(), cells_per_unit, *rays, steps, np.float32(OPAQUE), np.float32(grid.flatten),
         u.float().contiguous().numpy(), t.numpy(), gap.numpy(), mass.numpy(),
     )  # fmt: skip
     return t, gap, mass

@@ -41,20 +41,20 @@ def block_of(x: Any, per_cell: Any, top: Any) -> Any:
 
 
 @njit(inline="always", fastmath=REPEATABLE)
-def steps_left(x: Any, pace: Any, block: int, blocks: int, per_cell: Any) -> Any:
-    """Steps of `pace` cells until x leaves its block along this axis; the outermost blocks reach to infinity."""
+def steps_left(x: Any, pace: Any, block: int, reach: int, blocks: int, per_cell: Any) -> Any:
+    """Steps of `pace` cells until x comes into a block that is `reach` away along this axis; the outermost blocks reach to infinity."""
     inverse = np.float32(1) / per_cell
-    if pace > np.float32(1e-6) and block < blocks - 1:
-        return ((np.float32(block + 1) * inverse - np.float32(0.5)) - x) / pace
-    if pace < np.float32(-1e-6) and block > 0:
-        return ((np.float32(block) * inverse - np.float32(0.5)) - x) / pace
+    if pace > np.float32(1e-6) and block + reach < blocks:
+        return ((np.float32(block + reach) * inverse - np.float32(0.5)) - x) / pace
+    if pace < np.float32(-1e-6) and block + 1 > reach:
+        return ((np.float32(block + 1 - reach) * inverse - np.float32(0.5)) - x) / pace
     return np.float32(1e6)
 
 
 @njit(parallel=True, fastmath=REPEATABLE, cache=True)
 def place_samples(
     lattice: Any,
-    occupied: Any,
+    clearance: Any,
     scale: Any,
     origins: Any,
     directions: Any,
@@ -72,11 +72,12 @@ def place_samples(
 
     gap (N, S): the length of matter that each sample stands for; mass (N,): the sum of the weights. origins (N or 1, 3) and directions
     (N, 3) in head units, `scale` = cells per head unit, near / far (N,); the march takes `steps` steps and ends where the
-    transmittance falls below `opaque`. occupied (n / b, n / b, n / b) bool: blocks in or next to which the lattice is not all zero.
+    transmittance falls below `opaque`. clearance (n / b, n / b, n / b): see `empty_space`, of blocks in or next to which the lattice is not
+    all zero.
     """
     count, samples = t.shape
     middle = np.float32(0.5 * lattice.shape[0] - 0.5)
-    blocks = occupied.shape[0]
+    blocks = clearance.shape[0]
     per_cell, top = np.float32(blocks / lattice.shape[0]), np.float32(blocks - 0.5)
     for index in prange(count):
         r = np.int64(index)  # prange counts unsigned, which does not mix with int
@@ -93,9 +94,10 @@ def place_samples(
                 y = middle + scale * (o[1] + directions[r, 1] * at)
                 z = middle + scale * (o[2] + directions[r, 2] * at)
                 k, j, i = block_of(z, per_cell, top), block_of(y, per_cell, top), block_of(x, per_cell, top)
-                if not occupied[k, j, i]:  # go on where the ray leaves the block, never farther
-                    left = min(steps_left(x, dx, i, blocks, per_cell), steps_left(y, dy, j, blocks, per_cell))
-                    left = min(min(left, steps_left(z, dz, k, blocks, per_cell)) - np.float32(0.05), np.float32(steps))
+                reach = np.int64(clearance[k, j, i])
+                if reach > 0:  # go on where the ray leaves what is empty around, never farther
+                    left = min(steps_left(x, dx, i, reach, blocks, per_cell), steps_left(y, dy, j, reach, blocks, per_cell))
+                    left = min(min(left, steps_left(z, dz, k, reach, blocks, per_cell)) - np.float32(0.05), np.float32(steps))
                     s += max(int(left), 1)
                     last = min(s, steps)
                     continue

@@ -17,7 +17,7 @@ from portrait_backend.radiance.grid_kernels import REPEATABLE, block_of, steps_l
 @njit(parallel=True, fastmath=REPEATABLE, cache=True)
 def march(
     roots: Any,
-    occupied: Any,
+    clearance: Any,
     scale: Any,
     origin: Any,
     directions: Any,
@@ -31,13 +31,13 @@ def march(
 ) -> None:  # pragma: no cover - compiled
     """Fill alpha and depth (N,), and t (N, S): depths that share the ray's weight equally (near where it meets nothing).
 
-    roots (n, n, n), indexed z, y, x: cube roots of the density at the cell centres; occupied (b, b, b) bool: the blocks that are
-    not empty; `scale` = cells per head unit; origin (3,), directions (N, 3) of unit z, near and far (N,). The march takes `steps`
-    steps and ends where the transmittance falls below `opaque`.
+    roots (n, n, n), indexed z, y, x: cube roots of the density at the cell centres; clearance (b, b, b): how far the blocks are from
+    one that is not empty (see `empty_space`); `scale` = cells per head unit; origin (3,), directions (N, 3) of unit z, near and far
+    (N,). The march takes `steps` steps and ends where the transmittance falls below `opaque`.
     """
     count, samples = t.shape
     middle = np.float32(0.5 * roots.shape[0] - 0.5)
-    blocks = occupied.shape[0]
+    blocks = clearance.shape[0]
     per_cell, top = np.float32(blocks / roots.shape[0]), np.float32(blocks - 0.5)
     for index in prange(count):
         r = np.int64(index)  # prange counts unsigned, which does not mix with int
@@ -56,9 +56,10 @@ def march(
             at = near[r] + step * (np.float32(s) + np.float32(0.5))
             px, py, pz = x + ux * at, y + uy * at, z + uz * at
             k, j, i = block_of(pz, per_cell, top), block_of(py, per_cell, top), block_of(px, per_cell, top)
-            if not occupied[k, j, i]:  # go on where the ray leaves the block, never farther
-                left = min(steps_left(px, ux * step, i, blocks, per_cell), steps_left(py, uy * step, j, blocks, per_cell))
-                left = min(min(left, steps_left(pz, uz * step, k, blocks, per_cell)) - np.float32(0.05), np.float32(steps))
+            reach = np.int64(clearance[k, j, i])
+            if reach > 0:  # go on where the ray leaves what is empty around, never farther
+                left = min(steps_left(px, ux * step, i, reach, blocks, per_cell), steps_left(py, uy * step, j, reach, blocks, per_cell))
+                left = min(min(left, steps_left(pz, uz * step, k, reach, blocks, per_cell)) - np.float32(0.05), np.float32(steps))
                 s += max(int(left), 1)
                 continue
             root = trilinear(roots, px, py, pz)

@@ -9,37 +9,42 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from portrait_backend.radiance.cameras import Camera
-from portrait_backend.radiance.density_grid import BLOCK, EMPTY, HIT, OPAQUE, DensityGrid, box_interval, neighbourhood_max
+from portrait_backend.radiance.density_grid import EMPTY, HIT, OPAQUE, DensityGrid, box_interval
+from portrait_backend.radiance.empty_space import BLOCK, blocks_near, clearance
 from portrait_backend.radiance.field import LayeredField
 from portrait_backend.radiance.renderer import CACHE_SAMPLES, RenderOutput, surface_normals
 
 COLOURS = 4
 """Colours asked for along a ray."""
 STEPS_PER_CELL = 2
+UNSEEN = 1e-15
+"""Density per head unit that absorbs nothing of a ray in one step, not even the last bit."""
 
 
 @dataclass(frozen=True)
 class PictureLattice:
-    """roots (n, n, n), indexed z, y, x: cube roots of the density; occupied (b, b, b): blocks in or next to which there is any.
+    """roots (n, n, n), indexed z, y, x: cube roots of the density; clearance (b, b, b): how many blocks away there is any.
 
     Between the cells the roots are interpolated: the density itself would make the surface too thick by 1.2 thousandths of a head unit,
     its log-odds too thin by as much (a starter head, 192 cells).
     """
 
     roots: Tensor
-    occupied: Tensor
+    clearance: Tensor
     half_extent: float
 
     @classmethod
     def of(cls, grid: DensityGrid) -> PictureLattice:
         """Make it of a density lattice."""
-        occupied = neighbourhood_max((grid.values > EMPTY).float())
-        occupied = F.max_pool3d(occupied[None, None], BLOCK if len(grid.values) % BLOCK == 0 else 1)[0, 0] > 0
-        return cls(grid.values.clamp_min(0).pow(1 / 3).contiguous(), occupied, grid.half_extent)
+        occupied = blocks_near(grid.values > UNSEEN)
+        head = blocks_near(grid.values > EMPTY, 2 * BLOCK if len(grid.values) % (2 * BLOCK) == 0 else BLOCK)
+        times = len(occupied) // len(head)
+        for axis in range(3):
+            head = head.repeat_interleave(times, axis)
+        return cls(grid.values.clamp_min(0).pow(1 / 3).contiguous(), clearance(occupied & head), grid.half_extent)
 
     @torch.no_grad()
     def march(self, origin: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,7 +58,7 @@ class PictureLattice:
         alpha, depth, t = torch.empty(len(directions)), torch.empty(len(directions)), torch.empty(len(directions), COLOURS)
         per_unit = np.float32(0.5 * len(self.roots) / self.half_extent)
         march_kernel.march(
-            self.roots.numpy(), self.occupied.numpy(), per_unit, origin.contiguous().numpy(), directions.contiguous().numpy(),
+            self.roots.numpy(), self.clearance.numpy(), per_unit, origin.contiguous().numpy(), directions.contiguous().numpy(),
             near.numpy(), far.numpy(), STEPS_PER_CELL * len(self.roots), np.float32(OPAQUE), alpha.numpy(), depth.numpy(), t.numpy(),
         )  # fmt: skip
         return torch.where(alpha > HIT, alpha, 0), torch.where(alpha > HIT, depth, 0), t

@@ -25,6 +25,14 @@ def _add(target: Any, weight: Any, row: Any) -> None:  # a slice per corner: onl
         target[c] += weight * row[c]
 
 
+@njit(fastmath={"reassoc", "nsz"})
+def _is_zero(row: Any) -> Any:  # with flags of its own: a gradient that is no number must not pass for none
+    total = np.float32(0)
+    for c in range(row.shape[0]):
+        total += abs(row[c])
+    return total == 0
+
+
 @njit(parallel=True, fastmath=True, cache=True)
 def gather(planes: Any, points: Any, axes: Any, out: Any) -> None:  # pragma: no cover - compiled
     """out[b, p] = sum over planes of the trilinear sample; planes (B, 3, D, H, W, C), points (B, P, 3), axes (3, 3), out (B, P, C)."""
@@ -59,15 +67,16 @@ def gather(planes: Any, points: Any, axes: Any, out: Any) -> None:  # pragma: no
 
 
 @njit(parallel=True, fastmath=True, cache=True)
-def scatter(grad: Any, points: Any, axes: Any, parts: int, out: Any) -> None:  # pragma: no cover - compiled
-    """Transpose of `gather`: adds grad (B, P, C) into out (B, 3, D, H, W, C); `parts` channel groups run in parallel."""
-    batch, count, channels = grad.shape
+def scatter(grad: Any, points: Any, axes: Any, out: Any) -> None:  # pragma: no cover - compiled
+    """Transpose of `gather`: adds grad (B, P, C) into out (B, 3, D, H, W, C), the planes in parallel."""
+    batch, count, _ = grad.shape
     depth, height, width = out.shape[2], out.shape[3], out.shape[4]
-    step = channels // parts
-    for n in prange(batch * 3 * parts):
-        b, k, first = n // (3 * parts), (n // parts) % 3, (n % parts) * step
+    for n in prange(batch * 3):
+        b, k = n // 3, n % 3
         for p in range(count):
-            row = grad[b, p, first : first + step]
+            row = grad[b, p]
+            if _is_zero(row):  # samples without weight have none
+                continue
             i, fx = _cell(points[b, p, axes[k, 0]], width)
             j, fy = _cell(points[b, p, axes[k, 1]], height)
             m, fz = 0, np.float32(0.0)
@@ -80,7 +89,7 @@ def scatter(grad: Any, points: Any, axes: Any, parts: int, out: Any) -> None:  #
                 w00, w01 = wz * (1 - fx) * (1 - fy), wz * fx * (1 - fy)
                 w10, w11 = wz * (1 - fx) * fy, wz * fx * fy
                 below, above = out[b, k, m + s, j], out[b, k, m + s, j + 1]
-                _add(below[i, first : first + step], w00, row)
-                _add(below[i + 1, first : first + step], w01, row)
-                _add(above[i, first : first + step], w10, row)
-                _add(above[i + 1, first : first + step], w11, row)
+                _add(below[i], w00, row)
+                _add(below[i + 1], w01, row)
+                _add(above[i], w10, row)
+                _add(above[i + 1], w11, row)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,9 +38,8 @@ class _KernelSample(torch.autograd.Function):
         from portrait_backend.radiance import plane_kernels
 
         (points,) = ctx.saved_tensors
-        out = torch.zeros(ctx.shape)
-        parts = 2 if ctx.shape[-1] % 2 == 0 and ctx.shape[0] == 1 else 1
-        plane_kernels.scatter(grads[0].float().contiguous().numpy(), points.detach().numpy(), ctx.index, parts, out.numpy())
+        out = torch.from_numpy(np.zeros(ctx.shape, np.float32))  # memory that no sample reaches is never touched
+        plane_kernels.scatter(grads[0].float().contiguous().numpy(), points.detach().numpy(), ctx.index, out.numpy())
         return out, None, None
 
 
