@@ -51,7 +51,12 @@ class PriorSettings:
 
     provider: Provider = setting("starter", "Prior", "Who makes the first head; all but starter and multiview need weights.", flag="prior")
     fit_steps: int = setting(
-        40, "Fit steps", "starter: steps that fit the head to the photo; 0 keeps the network's answer.", min=0, max=1000, step=10
+        40,
+        "Fit steps",
+        "starter: steps that fit the shape to the photo, the colours take 4 times as many; 0 keeps the network's answer.",
+        min=0,
+        max=1000,
+        step=10,
     )
     fit_shape: bool = setting(True, "Fit shape", "starter: let the fit change the shape as well as the colours.")
     latent: Literal["w", "w+"] = setting("w", "Latent", "panohead: one latent for all layers, or one per layer (closer, less of a head).")
@@ -87,7 +92,7 @@ class RestorationSettings:
     reference_weight: float = setting(1.0, "Photo weight", "How much the photo counts at every step.", min=0.0, max=100.0, step=0.1)
     learning_rate: float = setting(0.0003, "Restoration learning rate", "Size of the steps.", min=0.00001, max=0.1, step=0.0001)
     settle_steps: int = setting(
-        16, "Settling steps", "Steps that then bring the photo's colours back to what the photo shows.", min=0, max=1000, step=4
+        40, "Settling steps", "Steps that then bring the photo's colours back to what the photo shows.", min=0, max=1000, step=4
     )
     render_size: int = setting(
         128, "Restoration view size", "Width and height of the views it looks at.", min=32, max=512, step=32, unit="px"
@@ -248,7 +253,7 @@ class Settings:
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "draft": {
         "prior": {"fit_steps": 20, "inversion_steps": 80, "tuning_steps": 40, "compare_size": 96, "view_steps": 200},
-        "restoration": {"steps": 12},
+        "restoration": {"steps": 12, "settle_steps": 16},
         "refinement": {"iterations": 1, "steps": 4, "between_views": 0, "settle_steps": 30},
         "mesh": {"resolution": 160, "faces": 30000},
         "output": {"turntable_frames": 24, "turntable_size": 192},
@@ -256,7 +261,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "standard": {},
     "fine": {
         "prior": {"fit_steps": 120, "inversion_steps": 500, "tuning_steps": 500, "compare_size": 256, "view_steps": 3000},
-        "restoration": {"steps": 80, "settle_steps": 40},
+        "restoration": {"steps": 80, "settle_steps": 80},
         "refinement": {"iterations": 12, "steps": 12, "between_views": 4, "settle_steps": 160},
         "mesh": {"resolution": 320, "faces": 150000, "texture_size": 2048},
         "output": {"turntable_frames": 72, "turntable_size": 384},
@@ -265,7 +270,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "prior": {"fit_steps": 120, "inversion_steps": 500, "tuning_steps": 500, "compare_size": 256, "view_steps": 3000},
         "restoration": {
             "steps": 2000,
-            "settle_steps": 40,
+            "settle_steps": 80,
             "guidance": "interval",
             "guidance_scale": 7.5,
             "noise_start": 0.5,
