@@ -64,6 +64,8 @@ RESTARTS = 3
 RESTART_WINDOW = 600.0
 """At most so many restarts within so many seconds: a backend that keeps dying is shown, not hidden."""
 RESTART_DELAYS = (0.5, 2.0, 5.0)
+LEAVE_SECONDS = 20.0
+"""A backend that was stopped writes its state down first; one that is started again at once waits so long, then makes it end."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class Backend:
         self._restarts: list[float] = []
         self._retry_at: float | None = None
         self._adopting = False
+        self._leaving: BackendProcess | None = None
+        self._left_at = 0.0
 
     @property
     def connected(self) -> bool:
@@ -198,7 +202,7 @@ class Backend:
         process, self.process = self.process, None
         self.disconnect()
         if process is not None:
-            process.stop(patience)
+            self._dismiss(process, patience)
 
     def disconnect(self) -> None:
         """Leave the backend; it and its jobs go on."""
@@ -220,6 +224,8 @@ class Backend:
                 self.process = None
                 self.link.leave()
                 self._lose(ended)
+        if self.state is State.STARTING and self._leaving is not None:
+            self._launch()
         if self.state is State.LOST and self._retry_at is not None and self._clock() >= self._retry_at:
             self._begin()
 
@@ -246,6 +252,17 @@ class Backend:
         if self.state not in (State.INSTALLED, State.LOST):
             return
         self._move(State.STARTING, "")
+        self._launch(fresh)
+
+    def _launch(self, fresh: bool = False) -> None:
+        """Start or take over the local backend, once the one that was stopped is gone: two can't use the same folder."""
+        if self._leaving is not None and self._leaving.ended() is None:
+            if self._clock() - self._left_at < LEAVE_SECONDS:
+                self.message = "Waiting for the stopped one to end"
+                return
+            self._leaving.stop(0.1)
+        self._leaving = None
+        self.message = ""
         self._adopting = self.process is None and not fresh and self._runs_already()
         if not self._adopting:
             launch = self.plan.developer or Launch(self.folders.python, self.plan.device)
@@ -256,6 +273,10 @@ class Backend:
                 self._move(State.LOST, f"The backend can't be started ({error.strerror or error})")
                 return
         self.link.open(self.folders.connection, ADOPT_SECONDS if self._adopting else START_SECONDS)
+
+    def _dismiss(self, process: BackendProcess, patience: float = 0.0) -> None:
+        process.stop(patience)
+        self._leaving, self._left_at = process, self._clock()
 
     def _end_model_work(self) -> None:
         if self.model_work.running:
@@ -288,7 +309,7 @@ class Backend:
             return
         process, self.process = self.process, None
         if process is not None:
-            process.stop()
+            self._dismiss(process)
         self._retry_at = None
         self._move(State.LOST, str(error))
 

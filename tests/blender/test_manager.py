@@ -11,7 +11,7 @@ import pytest
 
 from blender_addon.core.folders import Folders
 from blender_addon.core.link import Connected, Disconnected
-from blender_addon.core.manager import RESTARTS, TRANSITIONS, Backend, Plan, State, alive
+from blender_addon.core.manager import LEAVE_SECONDS, RESTARTS, TRANSITIONS, Backend, Plan, State, alive
 from blender_addon.core.process import Launch
 from portrait_shared.connection import Connection, write_connection
 from portrait_shared.errors import PortraitDiffusionError
@@ -98,6 +98,41 @@ def test_absent_installed_starting_running_stopped(bench: Bench) -> None:
     bench.backend.stop()
     assert bench.backend.state is State.INSTALLED and bench.backend.info is None
     assert bench.link.asked == ["shutdown"] and bench.processes[0].stopped
+
+
+def test_one_that_is_stopped_and_started_at_once_waits_for_the_old_process(bench: Bench) -> None:
+    bench.run()
+    bench.backend.stop()
+    bench.backend.start()
+    bench.backend.tick()
+    assert bench.backend.state is State.STARTING and "Waiting" in bench.backend.message and len(bench.processes) == 1
+    assert bench.link.opened == [bench.folders.connection], "the old one is not adopted"
+    bench.processes[0].end = "The backend ended (exit code 0)"
+    bench.backend.tick()
+    assert len(bench.processes) == 2 and bench.backend.state is State.STARTING and not bench.backend.message
+    bench.backend.take(Connected(INFO))
+    bench.backend.tick()
+    assert bench.backend.state is State.RUNNING and len(bench.processes) == 2
+
+
+def test_an_old_process_that_never_ends_is_made_to(bench: Bench) -> None:
+    bench.run()
+    bench.backend.stop()
+    bench.backend.start()
+    bench.processes[0].stopped = False
+    bench.now += LEAVE_SECONDS + 1
+    bench.backend.tick()
+    assert bench.processes[0].stopped and len(bench.processes) == 2
+
+
+def test_stopping_while_it_waits_starts_nothing(bench: Bench) -> None:
+    bench.run()
+    bench.backend.stop()
+    bench.backend.start()
+    bench.backend.stop()
+    bench.processes[0].end = "The backend ended (exit code 0)"
+    bench.backend.tick()
+    assert bench.backend.state is State.INSTALLED and len(bench.processes) == 1
 
 
 def test_a_process_that_dies_is_noticed_and_started_again(bench: Bench) -> None:
