@@ -60,6 +60,10 @@ BODY_LIGHT = 0.25
 """How much brightness counts in the likeness of clothes: they are darker behind than in front."""
 LEAST = 1e-3
 """Weight of a neighbour that is not alike at all."""
+SKIN_ALIKE, SKIN_LIGHT = 0.15, 0.25
+"""Difference from the face's skin up to which a colour is skin, and how much brightness counts in it."""
+SKIN_DOUBT = (0.25, 0.7)
+"""Likeness over which something turns from not skin to skin."""
 BODY_REACH = 0.05
 """Difference in height or distance from the neck's axis (head units) over which the colours of neck and clothes fade."""
 NECK_AXIS, PLACE_WEIGHT = (0.0, -0.06), 0.2
@@ -87,9 +91,13 @@ def unseen_colours(
         share = voted(seen[sure], is_hair[sure], points.position, share, generator)
     colours = guess.clone()
     some = (share < 1 - UNNOTICED).nonzero()[:, 0]
-    colours[some] = continued(seen[bare], seen_guess[bare], points.position[some], guess[some], generator)
+    in_face = _at_pixels(portrait, torch.from_numpy(face_outline(portrait)), seen.position) & bare
+    of_seen, of_points = skin_share(seen.colour, seen.colour[in_face]), skin_share(guess[some], seen_guess[in_face])
+    colours[some] = continued(seen[bare], seen_guess[bare], points.position[some], guess[some], generator, (of_seen[bare], of_points))
     body = sure & is_body
-    colours[some] = wrapped(portrait, seen[body], seen_guess[body], points.position[some], guess[some], colours[some], generator)
+    colours[some] = wrapped(
+        portrait, seen[body], seen_guess[body], points.position[some], guess[some], colours[some], generator, (of_seen[body], of_points)
+    )
     if hair is None:
         return colours
     kept = of_one_hue(anchors.colour, hair)
@@ -136,15 +144,33 @@ def hairness(position: Tensor, guess: Tensor, skin_guess: Tensor, hair: Tensor) 
     return torch.maximum(place, smoothstep(to_skin / (to_hair + to_skin + 1e-6), *LIKENESS) * share_above(position, lowest))
 
 
-def continued(seen: SurfacePoints, seen_guess: Tensor, position: Tensor, guess: Tensor, generator: torch.Generator) -> Tensor:
-    """Return guess (N, 3) plus what the photo differs from it at the nearest seen points, fading over `REACH`."""
+def skin_share(colour: Tensor, skin: Tensor) -> Tensor:
+    """Return how surely colours (N, 3) are skin, whose samples (M, 3) are the face's: (N,) in [0, 1]; 1 where there is no face."""
+    if not len(skin):
+        return torch.ones(len(colour))
+    return smoothstep(_likeness(skin.median(0).values.expand(len(colour), 1, 3), colour, SKIN_LIGHT, SKIN_ALIKE)[:, 0], *SKIN_DOUBT)
+
+
+def continued(
+    seen: SurfacePoints,
+    seen_guess: Tensor,
+    position: Tensor,
+    guess: Tensor,
+    generator: torch.Generator,
+    skin: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Return guess (N, 3) plus what the photo differs from it at the nearest seen points, fading over `REACH`.
+
+    skin: `skin_share` of seen points (M,) and of the others (N,): skin doesn't take its colour from clothes, nor they theirs from skin.
+    """
     if len(seen_guess) < NEIGHBOURS:
         return guess
     pick = torch.randperm(len(seen_guess), generator=generator)[:ANCHORS]
     difference, own = (seen.colour - seen_guess)[pick], seen_guess[pick]
     distance, index = _nearest(seen.position[pick], position)
-    mean = _weighted(difference[index], (_likeness(own[index], guess) + LEAST) / (distance + SPREAD) ** 2)
-    return guess + mean * torch.exp(-((distance[:, :1] / REACH) ** 2))
+    kin = torch.ones_like(distance) if skin is None else _agreement(skin[0][pick][index], skin[1])
+    mean = _weighted(difference[index], kin * (_likeness(own[index], guess) + LEAST) / (distance + SPREAD) ** 2)
+    return guess + (kin.amax(1) * torch.exp(-((distance[:, 0] / REACH) ** 2)))[:, None] * mean
 
 
 def wrapped(
@@ -155,16 +181,18 @@ def wrapped(
     guess: Tensor,
     colours: Tensor,
     generator: torch.Generator,
+    skin: tuple[Tensor, Tensor],
 ) -> Tensor:
     """Return colours (N, 3) with those of neck, shoulders and clothes carried on around the body at their height from seen points.
 
-    What the prior guesses to be something else, such as skin beside a collar, keeps its own; seen_guess (M, 3), guess (N, 3).
+    What the prior guesses to be something else, such as skin beside a collar, keeps its own; seen_guess (M, 3), guess (N, 3);
+    skin as for `continued`.
     """
     if len(seen.trust) < NEIGHBOURS:
         return colours
     pick = torch.randperm(len(seen.trust), generator=generator)[:ANCHORS]
     distance, index = _nearest(_around_body(seen.position[pick]), _around_body(position))
-    alike = _likeness(seen_guess[pick][index], guess, BODY_LIGHT)
+    alike = _likeness(seen_guess[pick][index], guess, BODY_LIGHT) * _agreement(skin[0][pick][index], skin[1])
     weight = (alike + LEAST) / (distance + SPREAD) ** 2
     profile = _around_body(position)[:, :2]
     off = (_weighted(_around_body(seen.position[pick])[index][..., :2], weight) - profile).norm(dim=-1)
@@ -173,11 +201,16 @@ def wrapped(
     return colours + share[:, None] * (_weighted(seen.colour[pick][index], weight) - colours)
 
 
-def _likeness(own: Tensor, guess: Tensor, light: float = 1.0) -> Tensor:
+def _agreement(neighbours: Tensor, share: Tensor) -> Tensor:
+    """How probably neighbours (N, K) and points (N,) of these shares of skin are of one kind: (N, K), `LEAST` at least."""
+    return (neighbours * share[:, None] + (1 - neighbours) * (1 - share[:, None])).clamp_min(LEAST)
+
+
+def _likeness(own: Tensor, guess: Tensor, light: float = 1.0, alike: float = ALIKE) -> Tensor:
     """How much guessed colours (N, 3) are like those of their neighbours (N, K, 3): (N, K); `light`: how much brightness counts."""
     difference = own - guess[:, None]
     brightness = difference @ difference.new_tensor(LUMINANCE)
-    return torch.exp(-(((difference - (1 - light) * brightness[..., None]).norm(dim=-1) / ALIKE) ** 2))
+    return torch.exp(-(((difference - (1 - light) * brightness[..., None]).norm(dim=-1) / alike) ** 2))
 
 
 def _around_body(position: Tensor) -> Tensor:
