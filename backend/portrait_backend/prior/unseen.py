@@ -168,7 +168,7 @@ def continued(
     pick = torch.randperm(len(seen_guess), generator=generator)[:ANCHORS]
     difference, own = (seen.colour - seen_guess)[pick], seen_guess[pick]
     distance, index = _nearest(seen.position[pick], position)
-    kin = torch.ones_like(distance) if skin is None else _agreement(skin[0][pick][index], skin[1])
+    kin = torch.ones_like(distance) if skin is None else _agreement(skin[0][pick][index], skin[1], position)
     mean = _weighted(difference[index], kin * (_likeness(own[index], guess) + LEAST) / (distance + SPREAD) ** 2)
     return guess + (kin.amax(1) * torch.exp(-((distance[:, 0] / REACH) ** 2)))[:, None] * mean
 
@@ -192,7 +192,7 @@ def wrapped(
         return colours
     pick = torch.randperm(len(seen.trust), generator=generator)[:ANCHORS]
     distance, index = _nearest(_around_body(seen.position[pick]), _around_body(position))
-    alike = _likeness(seen_guess[pick][index], guess, BODY_LIGHT) * _agreement(skin[0][pick][index], skin[1])
+    alike = _likeness(seen_guess[pick][index], guess, BODY_LIGHT) * _agreement(skin[0][pick][index], skin[1], position)
     weight = (alike + LEAST) / (distance + SPREAD) ** 2
     profile = _around_body(position)[:, :2]
     off = (_weighted(_around_body(seen.position[pick])[index][..., :2], weight) - profile).norm(dim=-1)
@@ -201,9 +201,13 @@ def wrapped(
     return colours + share[:, None] * (_weighted(seen.colour[pick][index], weight) - colours)
 
 
-def _agreement(neighbours: Tensor, share: Tensor) -> Tensor:
-    """How probably neighbours (N, K) and points (N,) of these shares of skin are of one kind: (N, K), `LEAST` at least."""
-    return (neighbours * share[:, None] + (1 - neighbours) * (1 - share[:, None])).clamp_min(LEAST)
+def _agreement(neighbours: Tensor, share: Tensor, position: Tensor) -> Tensor:
+    """How probably neighbours (N, K) and points (N, 3) of these shares of skin are of one kind: (N, K), `LEAST` at least.
+
+    Below the hairline of a nape only: on the head there is nothing but skin where there is no hair.
+    """
+    alike = neighbours * share[:, None] + (1 - neighbours) * (1 - share[:, None])
+    return (alike + share_above(position, SHORT_HAIR)[:, None] * (1 - alike)).clamp_min(LEAST)
 
 
 def _likeness(own: Tensor, guess: Tensor, light: float = 1.0, alike: float = ALIKE) -> Tensor:
