@@ -14,8 +14,8 @@ from portrait_backend import stages
 from portrait_backend.server import backstage as b
 from portrait_backend.server.estimate import Estimate
 from portrait_backend.server.folders import DataFolder
-from portrait_backend.server.metrics import NoMetrics
 from portrait_backend.server.store import ForbiddenTransition, JobStore, Record
+from portrait_backend.server.tally import Tally
 from portrait_shared import protocol as p
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import Settings, from_dict, to_dict
@@ -44,10 +44,10 @@ class Jobs:
         data: DataFolder,
         notify: Callable[[str, p.Message], None],
         quota: Quota | None = None,
-        metrics: NoMetrics | None = None,
+        tally: Tally | None = None,
     ) -> None:
         self.store, self._data, self._notify, self._quota = store, data, notify, quota or Quota()
-        self._metrics = metrics or NoMetrics()
+        self._tally = tally or Tally()
         self._sizes: dict[str, int] = {}
         self._estimate = Estimate()
         self._progress: dict[str, p.JobProgress] = {}
@@ -212,7 +212,7 @@ class Jobs:
             return
         if record.info.stage != update.stage:
             self.store.note_stage(update.job, update.stage)
-            self._metrics.stage(update.job, update.stage)
+            self._tally.stage(update.job, update.stage)
         before = self._progress.get(update.job)
         eta = self._estimate.left(update.job, update.stage, update.step, update.steps)
         sequence = before.sequence + 1 if before else 1
@@ -258,13 +258,13 @@ class Jobs:
         log.warning("job %s lost its worker (%s) and waits for another", job, how, extra={"job": job})
         self._progress.pop(job, None)
         self._estimate.finish(job, False)
-        self._metrics.ended(job, "queued")
+        self._tally.ended(job, "queued")
         self._change(job, "queued", started=None)
 
     def _end(self, job: str, state: p.JobState, **changes: Any) -> None:
         self._progress.pop(job, None)
         self._estimate.finish(job, state == "completed")
-        self._metrics.ended(job, state)
+        self._tally.ended(job, state)
         try:
             self._change(job, state, finished=time.time(), **changes)
         except (ForbiddenTransition, KeyError) as error:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from portrait_backend import __version__
+from portrait_backend.server.tally import Tally
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.protocol import PROTOCOL_VERSION, JobState
 
@@ -34,14 +35,8 @@ class MetricsOptions:
     address: str = "127.0.0.1"
 
 
-class NoMetrics:
+class NoMetrics(Tally):
     """Counts nothing."""
-
-    def stage(self, job: str, stage: str) -> None:
-        """A job has come to a stage."""
-
-    def ended(self, job: str, state: JobState) -> None:
-        """A job has ended, or waits for another worker (state queued)."""
 
     def tick(self, store: JobStore, pool: Pool, peers: Peers) -> None:
         """Bring the numbers up to date, if it is time to."""
