@@ -62,6 +62,8 @@ LEAST = 1e-3
 """Weight of a neighbour that is not alike at all."""
 SKIN_ALIKE, SKIN_LIGHT = 0.15, 0.25
 """Difference from the face's skin up to which a colour is skin, and how much brightness counts in it."""
+NAPE_DEPTH = (-0.12, -0.02)
+"""z (head units) over which the nape ends."""
 SKIN_DOUBT = (0.25, 0.7)
 """Likeness over which something turns from not skin to skin."""
 BODY_REACH = 0.05
@@ -161,7 +163,7 @@ def continued(
 ) -> Tensor:
     """Return guess (N, 3) plus what the photo differs from it at the nearest seen points, fading over `REACH`.
 
-    skin: `skin_share` of seen points (M,) and of the others (N,): skin doesn't take its colour from clothes, nor they theirs from skin.
+    skin: `skin_share` of seen points (M,) and of the others (N,): skin doesn't take its colour from clothes.
     """
     if len(seen_guess) < NEIGHBOURS:
         return guess
@@ -202,12 +204,13 @@ def wrapped(
 
 
 def _agreement(neighbours: Tensor, share: Tensor, position: Tensor) -> Tensor:
-    """How probably neighbours (N, K) and points (N, 3) of these shares of skin are of one kind: (N, K), `LEAST` at least.
+    """How much points (N, 3), of these shares of skin, may take from neighbours (N, K) of these: (N, K), `LEAST` at least.
 
-    Below the hairline of a nape only: on the head there is nothing but skin where there is no hair.
+    On the nape skin takes nothing from clothes. Above its hairline there is nothing but skin where there is no hair, and in front
+    what the prior takes for clothes may be skin in a collar's shade: these take from all.
     """
-    alike = neighbours * share[:, None] + (1 - neighbours) * (1 - share[:, None])
-    return (alike + share_above(position, SHORT_HAIR)[:, None] * (1 - alike)).clamp_min(LEAST)
+    nape = (1 - share_above(position, SHORT_HAIR)) * (1 - smoothstep(position[:, 2], *NAPE_DEPTH))
+    return (1 - (nape * share)[:, None] * (1 - neighbours)).clamp_min(LEAST)
 
 
 def _likeness(own: Tensor, guess: Tensor, light: float = 1.0, alike: float = ALIKE) -> Tensor:
