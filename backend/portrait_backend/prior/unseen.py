@@ -163,7 +163,7 @@ def continued(
 ) -> Tensor:
     """Return guess (N, 3) plus what the photo differs from it at the nearest seen points, fading over `REACH`.
 
-    skin: `skin_share` of seen points (M,) and of the others (N,): skin doesn't take its colour from clothes.
+    skin: `skin_share` of seen points (M,) and of the others (N,): behind, the two don't mix.
     """
     if len(seen_guess) < NEIGHBOURS:
         return guess
@@ -206,11 +206,12 @@ def wrapped(
 def _agreement(neighbours: Tensor, share: Tensor, position: Tensor) -> Tensor:
     """How much points (N, 3), of these shares of skin, may take from neighbours (N, K) of these: (N, K), `LEAST` at least.
 
-    On the nape skin takes nothing from clothes. Above its hairline there is nothing but skin where there is no hair, and in front
-    what the prior takes for clothes may be skin in a collar's shade: these take from all.
+    Behind, skin takes nothing from clothes, nor they from skin. Above the nape's hairline there is nothing but skin where there is no
+    hair, and in front what the prior takes for clothes may be skin in a collar's shade: these take from all.
     """
     nape = (1 - share_above(position, SHORT_HAIR)) * (1 - smoothstep(position[:, 2], *NAPE_DEPTH))
-    return (1 - (nape * share)[:, None] * (1 - neighbours)).clamp_min(LEAST)
+    alike = neighbours * share[:, None] + (1 - neighbours) * (1 - share[:, None])
+    return (1 - nape[:, None] * (1 - alike)).clamp_min(LEAST)
 
 
 def _likeness(own: Tensor, guess: Tensor, light: float = 1.0, alike: float = ALIKE) -> Tensor:
