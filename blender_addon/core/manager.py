@@ -263,6 +263,12 @@ class Backend:
             self._leaving.stop(0.1)
         self._leaving = None
         self.message = ""
+        if (
+            self.process is not None and self.process.ended() is None
+        ):  # only the connection broke: a second one would find the folder in use
+            self._adopting = False
+            self.link.open(self.folders.connection, START_SECONDS)
+            return
         self._adopting = self.process is None and not fresh and self._runs_already()
         if not self._adopting:
             launch = self.plan.developer or Launch(self.folders.python, self.plan.device)

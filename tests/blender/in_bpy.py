@@ -64,7 +64,7 @@ def turn(until: Callable[[], Any], patience: float = PATIENCE) -> Any:
             return found
         if time.monotonic() > end:
             raise TimeoutError(
-                f"waited {patience:.0f} s: {session().backend.state}, {[(j.name, j.state, j.stage) for j in session().jobs]}"
+                f"waited {patience:.0f} s: {session().backend.state} ({session().backend.message}), {[(j.name, j.state, j.stage) for j in session().jobs]}"
             )
         time.sleep(0.02)
 

@@ -115,6 +115,17 @@ def test_one_that_is_stopped_and_started_at_once_waits_for_the_old_process(bench
     assert bench.backend.state is State.RUNNING and len(bench.processes) == 2
 
 
+def test_a_broken_connection_to_a_living_process_is_made_again_without_a_second_one(bench: Bench) -> None:
+    bench.run()
+    bench.backend.take(Disconnected(error(), lost=True))
+    assert bench.backend.state is State.LOST and "Starting again (1 of 3)" in bench.backend.message
+    bench.now += 1
+    bench.backend.tick()
+    assert bench.backend.state is State.STARTING and len(bench.processes) == 1 and len(bench.link.opened) == 2
+    bench.backend.take(Connected(INFO))
+    assert bench.backend.state is State.RUNNING
+
+
 def test_an_old_process_that_never_ends_is_made_to(bench: Bench) -> None:
     bench.run()
     bench.backend.stop()
