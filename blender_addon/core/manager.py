@@ -263,9 +263,7 @@ class Backend:
             self._leaving.stop(0.1)
         self._leaving = None
         self.message = ""
-        if (
-            self.process is not None and self.process.ended() is None
-        ):  # only the connection broke: a second one would find the folder in use
+        if self.process is not None and self.process.ended() is None:  # only the connection broke
             self._adopting = False
             self.link.open(self.folders.connection, START_SECONDS)
             return

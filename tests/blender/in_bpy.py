@@ -63,9 +63,8 @@ def turn(until: Callable[[], Any], patience: float = PATIENCE) -> Any:
         if found := until():
             return found
         if time.monotonic() > end:
-            raise TimeoutError(
-                f"waited {patience:.0f} s: {session().backend.state} ({session().backend.message}), {[(j.name, j.state, j.stage) for j in session().jobs]}"
-            )
+            backend, jobs = session().backend, [(j.name, j.state, j.stage) for j in session().jobs]
+            raise TimeoutError(f"waited {patience:.0f} s: {backend.state} ({backend.message}), {jobs}")
         time.sleep(0.02)
 
 
