@@ -77,7 +77,8 @@ def _check_upsampling(head: Head, views: dict[str, Camera]) -> None:
     """PortraitDiffusionError ``super-resolution-impossible`` where the head has no psi_SR, or a picture is no multiple of its scale."""
     code, instead = "super-resolution-impossible", "leave --upsample out"
     if head.super_resolution is None:
-        raise PortraitDiffusionError(code, "this head holds no super-resolution network", f"Generate it again, or {instead}")
+        hint = f"Generate it again with --prior starter, or {instead}"
+        raise PortraitDiffusionError(code, "this head holds no super-resolution network", hint)
     scale = head.super_resolution.config.scale
     for name, camera in views.items():
         if camera.width % scale or camera.height % scale:

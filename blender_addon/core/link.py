@@ -98,6 +98,7 @@ class Link:
         self._client: Client | None = None
         self._target: Path | Connection | None = None
         self._deadline = 0.0
+        self._wanted = self._present = 0  # numbers of the connection: the last that was asked for, and the thread's own
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="portrait-link", daemon=True)
         self._thread.start()
@@ -105,20 +106,18 @@ class Link:
     def open(self, target: Path | Connection, patience: float) -> None:
         """Connect, trying for `patience` seconds: then comes Connected or Disconnected."""
 
-        def begin(_: Any) -> None:
-            self._drop()
+        def begin() -> None:
             self._target, self._deadline = target, time.monotonic() + patience
 
-        self._commands.put(_Command("open", "", begin, offline=True))
+        self._switch("open", begin)
 
     def leave(self) -> None:
         """Give the connection up; the thread stays."""
 
-        def end(_: Any) -> None:
-            self._drop()
+        def end() -> None:
             self._target = None
 
-        self._commands.put(_Command("leave", "", end, offline=True))
+        self._switch("leave", end)
 
     def ask(self, name: str, call: Callable[[Client], Any], about: str = "") -> None:
         """Let the thread call `call(client)`; Done or Failed follows (Failed at once without a connection)."""
@@ -138,6 +137,20 @@ class Link:
         self._ending.set()
         self._commands.put(None)
         self._thread.join(timeout)
+
+    def _switch(self, name: str, change: Callable[[], None]) -> None:
+        """Give the connection up, then `change`. From now on the one before has nothing to tell of its beginning or end."""
+        with self._lock:
+            self._wanted += 1
+            number = self._wanted
+            self._events = deque(event for event in self._events if not isinstance(event, Connected | Disconnected))
+
+        def carry_out(_: Any) -> None:
+            self._drop()
+            self._present = number
+            change()
+
+        self._commands.put(_Command(name, "", carry_out, offline=True))
 
     # --- in the thread
 
@@ -227,6 +240,8 @@ class Link:
 
     def _emit(self, event: Event) -> None:
         with self._lock:
+            if isinstance(event, Connected | Disconnected) and self._present != self._wanted:
+                return
             if isinstance(event, Progress):  # the latest of a job wins, its preview stays until a newer one comes
                 for index, earlier in enumerate(self._events):
                     if isinstance(earlier, Progress) and earlier.progress.job == event.progress.job:

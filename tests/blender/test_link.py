@@ -146,6 +146,28 @@ def test_a_lost_backend_is_told_once_and_can_be_opened_again(link: Link, client:
     assert client[0].closed and len(client) == 2
 
 
+def test_the_end_of_the_connection_before_is_no_news_of_the_next(link: Link, client: list[FakeClient]) -> None:
+    connected(link)
+    begun = threading.Event()
+
+    def shutdown(client: Any) -> None:
+        begun.set()
+        time.sleep(0.3)  # the answer doesn't come: the process was ended too
+        raise PortraitDiffusionError("backend-lost", "silence", "Start it", True)
+
+    link.ask("shutdown", shutdown)
+    assert begun.wait(10)
+    link.leave()
+    link.open(TARGET, 5)
+    events = [take(link)]
+    while not isinstance(events[-1], Connected):
+        events.append(take(link))
+    assert any(isinstance(event, Failed) and event.name == "shutdown" for event in events)
+    assert not any(isinstance(event, Disconnected) for event in events)
+    client[-1].pushed = [PortraitDiffusionError("backend-lost", "silence", "Start it", True)]
+    assert isinstance(take(link), Disconnected), "that of the present one is"
+
+
 def test_connecting_is_tried_until_the_patience_ends() -> None:
     tries: list[float] = []
 

@@ -26,7 +26,7 @@ def pair(seed: int) -> dict[str, Tensor]:
     return {"features": features.half(), "target": (target * 255).round().byte()}
 
 
-def test_it_becomes_better_than_bicubic_and_resumes(tmp_path: Path) -> None:
+def test_it_becomes_better_than_bicubic_and_stops_at_its_end(tmp_path: Path) -> None:
     (tmp_path / "pairs").mkdir()
     for k in range(4):
         torch.save(pair(k), tmp_path / f"pairs/head_{k:04d}.pt")

@@ -30,7 +30,8 @@ NEAR, ANYWHERE = 7000, 1000
 RAYS, GRID, REBUILD = 2025, 80, 14
 """Rays a step, lattice resolution, steps between two lattices."""
 PAINTING = 4
-"""Steps of painting for every step of the shape; they cost half as much, and there is more detail in colours."""
+"""Steps of painting for every step of the shape: colours have more detail. Two photos, 40 steps of the shape, the photo's rays and points
+around: 29.8 and 30.6 dB, 0.0137 and 0.0175 off with as many steps of painting; 35.2 and 33.8 dB, 0.0083 and 0.0105 with four times."""
 MARGIN = 3
 """Cells around the cleaned shape in which there may be matter; farther off there is the network's haze."""
 

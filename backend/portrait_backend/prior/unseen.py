@@ -57,11 +57,9 @@ LONG_HAIR = -0.25
 ALIKE = 0.15
 """Difference of guessed colours up to which points count as the same kind."""
 BODY_LIGHT = 0.25
-"""How much brightness counts in the likeness of clothes: they are darker behind than in front."""
+"""How much brightness counts in the likeness of clothes and of skin: they are darker behind than in front."""
 LEAST = 1e-3
 """Weight of a neighbour that is not alike at all."""
-SKIN_ALIKE, SKIN_LIGHT = 0.15, 0.25
-"""Difference from the face's skin up to which a colour is skin, and how much brightness counts in it."""
 NAPE_DEPTH = (-0.12, -0.02)
 """z (head units) over which the nape ends."""
 SKIN_DOUBT = (0.25, 0.7)
@@ -150,7 +148,7 @@ def skin_share(colour: Tensor, skin: Tensor) -> Tensor:
     """Return how surely colours (N, 3) are skin, whose samples (M, 3) are the face's: (N,) in [0, 1]; 1 where there is no face."""
     if not len(skin):
         return torch.ones(len(colour))
-    return smoothstep(_likeness(skin.median(0).values.expand(len(colour), 1, 3), colour, SKIN_LIGHT, SKIN_ALIKE)[:, 0], *SKIN_DOUBT)
+    return smoothstep(_likeness(skin.median(0).values.expand(len(colour), 1, 3), colour, BODY_LIGHT)[:, 0], *SKIN_DOUBT)
 
 
 def continued(
@@ -214,11 +212,11 @@ def _agreement(neighbours: Tensor, share: Tensor, position: Tensor) -> Tensor:
     return (1 - nape[:, None] * (1 - alike)).clamp_min(LEAST)
 
 
-def _likeness(own: Tensor, guess: Tensor, light: float = 1.0, alike: float = ALIKE) -> Tensor:
+def _likeness(own: Tensor, guess: Tensor, light: float = 1.0) -> Tensor:
     """How much guessed colours (N, 3) are like those of their neighbours (N, K, 3): (N, K); `light`: how much brightness counts."""
     difference = own - guess[:, None]
     brightness = difference @ difference.new_tensor(LUMINANCE)
-    return torch.exp(-(((difference - (1 - light) * brightness[..., None]).norm(dim=-1) / alike) ** 2))
+    return torch.exp(-(((difference - (1 - light) * brightness[..., None]).norm(dim=-1) / ALIKE) ** 2))
 
 
 def _around_body(position: Tensor) -> Tensor:

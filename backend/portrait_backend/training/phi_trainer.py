@@ -30,6 +30,7 @@ from portrait_backend.restoration.views import SAMPLES, draw_angles, render_view
 from portrait_backend.training.codec_trainer import save_picture
 from portrait_backend.training.head_dataset import HeadDataset, camera_at, decode_depth, load_heads
 from portrait_backend.training.prior_evaluation import image_scores
+from portrait_backend.training.prior_loss import colour_error
 from portrait_backend.training.synthetic_portrait import portrait_of
 from portrait_backend.training.trainer import TrainOptions, train
 from portrait_shared.settings import PriorSettings, RestorationSettings
@@ -39,9 +40,8 @@ RAYS, REPEAT = 2048, 3
 FITTED, FIT_STEPS = 0.75, 20
 """Share of heads that are fitted to their photo; steps of that fit."""
 COLOUR, MATTE, DEPTH, SOLID, VARIATION, GUIDANCE = 2.0, 1.0, 2.0, 1.0, 0.05, 0.05
-"""Weights. The guidance is weak: the true views say the same, and better."""
-TURN = 0.2
-"""Colour errors count squared below this and linearly above, as where the prior was trained: phi must not turn its means into medians."""
+"""Weights. The guidance is weak: the true views say the same, and better. Colours are judged as where the prior was trained: phi must
+not turn its means into medians."""
 GUIDED = 4
 """The diffusion prior is asked every so many steps."""
 GRID = 64
@@ -73,7 +73,7 @@ class PhiLoss(nn.Module):
             truth = rays["colour"][:, :3] * matte[:, None] + 0.5 * (1 - matte[:, None])
             hit = ((depth > 0) & (matte > 0.9) & (out.alpha.detach() > 0.5)).float()
             terms = {
-                "rgb": F.huber_loss(out.rgb + 0.5 * (1 - out.alpha[:, None]), truth, delta=TURN) / TURN,
+                "rgb": colour_error(out.rgb + 0.5 * (1 - out.alpha[:, None]) - truth).mean(),
                 "matte": (out.alpha - matte).abs().mean(),
                 "depth": ((out.depth - depth).abs().clamp_max(0.1) * hit).sum() / hit.sum().clamp_min(1),
                 "solid": solid_loss(restored, rays),
@@ -174,6 +174,7 @@ class PhiRecipe:
         rows, scores = [], dict.fromkeys([f"{x}_{when}" for x in ("psnr", "iou", "depth") for when in ("before", "after")], 0.0)
         count = min(4, len(data.input_id))
         views = [v for v in SHOWN_VIEWS if v < data.rgba.shape[1]]
+        at = ((torch.arange(SHOWN_SIZE) + 0.5) * data.size / SHOWN_SIZE).long()
         for row in range(count):
             identity = int(data.input_id[row])
             before = self._fitted(data, row, f"held-out-{row}")
@@ -185,8 +186,6 @@ class PhiRecipe:
                 )[0].permute(1, 2, 0)
                 truth = rgba[..., :3] * rgba[..., 3:] + 0.5 * (1 - rgba[..., 3:])
                 tiles.append(truth)
-                step = data.size / SHOWN_SIZE
-                at = ((torch.arange(SHOWN_SIZE) + 0.5) * step).long()
                 depth = decode_depth(data.depth[identity, view][at][:, at])
                 for name, head in (("before", before), ("after", RestoredField(before, network).merged())):
                     out = replace(head, _made={}).render(camera)

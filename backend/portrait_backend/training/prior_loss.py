@@ -49,6 +49,11 @@ def decode_planes(network: PriorNetwork, planes: tuple[Tensor, Tensor], points: 
     return raw, rgb
 
 
+def colour_error(error: Tensor, turn: float = LossWeights.turn) -> Tensor:
+    """Squared below `turn`, linear above, with slope 1: what is only guessed tends to its mean, which an outlier can't drag far."""
+    return F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=turn) / turn
+
+
 def inside(points: Tensor) -> Tensor:
     """Return whether points (..., 3) lie in the box."""
     return (points.abs() < HALF).all(-1)
@@ -186,11 +191,6 @@ class PriorLoss(nn.Module):
         )
         return terms
 
-    def _colour_error(self, error: Tensor) -> Tensor:
-        """Squared below `turn`, linear above, with slope 1: what is only guessed tends to its mean, which an outlier can't drag far."""
-        turn = self.weights.turn
-        return F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=turn) / turn
-
     def _point_terms(
         self, raw: Tensor, rgb: Tensor, rays: dict[str, Tensor], appearance: Tensor, device: torch.device
     ) -> dict[str, Tensor]:
@@ -199,7 +199,7 @@ class PriorLoss(nn.Module):
         bce = F.binary_cross_entropy_with_logits(logits, rays["target"].to(device), reduction="none")
         target = apply_appearance(rays["colour"], rays["points"][3], appearance).to(device)
         weight = (rays["hit"] * inside(rays["points"][3])).float().to(device)
-        error = self._colour_error(rgb.view(batch, 5, n, 3)[:, 3] - target).mean(-1)
+        error = colour_error(rgb.view(batch, 5, n, 3)[:, 3] - target, self.weights.turn).mean(-1)
         return {
             "occupancy": (bce * rays["weight"].to(device)).sum() / (batch * n * 3),
             "colour": (error * weight).sum() / weight.sum().clamp_min(1),
@@ -220,4 +220,4 @@ class PriorLoss(nn.Module):
         square = error.view(batch, side, side, 3)
         gradient = (square[:, 1:] - square[:, :-1]).abs().mean() + (square[:, :, 1:] - square[:, :, :-1]).abs().mean()
         silhouette = ((alpha - matte[..., 0].to(device)).abs() * usable).mean()
-        return {"rgb": self._colour_error(error).mean(), "alpha": silhouette, "gradient": gradient}
+        return {"rgb": colour_error(error, self.weights.turn).mean(), "alpha": silhouette, "gradient": gradient}
