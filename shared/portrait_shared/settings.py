@@ -53,10 +53,13 @@ class PriorSettings:
     fit_steps: int = setting(
         40,
         "Fit steps",
-        "starter: steps that fit the shape to the photo, the colours take 4 times as many; 0 keeps the network's answer.",
+        "starter: steps that fit the shape to the photo; 0 keeps the network's answer, in colours too.",
         min=0,
         max=1000,
         step=10,
+    )
+    painting: int = setting(
+        4, "Painting", "starter: steps that bring the colours to the photo, for every step of the shape.", min=1, max=20, step=1
     )
     fit_shape: bool = setting(True, "Fit shape", "starter: let the fit change the shape as well as the colours.")
     latent: Literal["w", "w+"] = setting("w", "Latent", "panohead: one latent for all layers, or one per layer (closer, less of a head).")
@@ -252,7 +255,7 @@ class Settings:
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "draft": {
-        "prior": {"fit_steps": 20, "inversion_steps": 80, "tuning_steps": 40, "compare_size": 96, "view_steps": 200},
+        "prior": {"fit_steps": 20, "painting": 2, "inversion_steps": 80, "tuning_steps": 40, "compare_size": 96, "view_steps": 200},
         "restoration": {"steps": 12, "settle_steps": 16},
         "refinement": {"iterations": 1, "steps": 4, "between_views": 0, "settle_steps": 30},
         "mesh": {"resolution": 160, "faces": 30000},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from portrait_backend.portrait.head_pose import load_landmark_model
-from portrait_backend.portrait.regions import face_outline, face_share, filled_polygon
+from portrait_backend.portrait.regions import detail_share, ear_share, face_outline, face_share, filled_polygon
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.cameras import Camera
 
@@ -24,4 +24,12 @@ def test_the_face_is_in_front_inside_the_outline() -> None:
     share = face_share(portrait, torch.stack([nose, *map(torch.tensor, (crown, back, shoulder))]))
     assert share[0] > 0.95
     assert share[1:].tolist() == [0.0, 0.0, 0.0]
+    ear = torch.tensor([[0.21, -0.03, 0.0], [-0.21, -0.03, 0.0]])
+    assert detail_share(portrait, torch.cat([nose[None], ear, torch.tensor([crown])])).tolist() == [float(share[0]), 1, 1, 0]
     assert face_outline(portrait)[tuple(marks[1].long().flip(0).tolist())]
+
+
+def test_ears_are_at_both_sides_and_fade_out() -> None:
+    far, between = torch.tensor([[0.0, 0.0, 0.0], [0.2, 0.2, 0.0], [0.2, 0.0, -0.2], [0.3, 0.0, 0.0]]), torch.tensor([[0.2, 0.075, 0.0]])
+    assert ear_share(far).tolist() == [0, 0, 0, 0]
+    assert 0.1 < float(ear_share(between)) < 0.9

@@ -11,7 +11,17 @@ import torch
 from portrait_backend.painting.surface import ReferenceView, SurfacePoints, points_around, sample_rays, silhouette
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.clean_shape import clean_occupancy, grown
-from portrait_backend.prior.unseen import continued, hairness, skin_share, unseen_colours, without_colour, wrapped
+from portrait_backend.prior.unseen import (
+    Kinds,
+    above_collar,
+    continued,
+    hairness,
+    nape,
+    skin_share,
+    unseen_colours,
+    without_colour,
+    wrapped,
+)
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.density_grid import DensityGrid
 from portrait_backend.radiance.picture import PictureLattice
@@ -112,7 +122,7 @@ def test_stripes_of_a_shirt_run_around_the_body(portrait: Portrait) -> None:
     grey, skin = torch.full((4, 3), 0.5), torch.tensor([0.8, 0.5, 0.4])
     cloth = torch.full((4000, 3), 0.4)
     guess = torch.stack([cloth[0], 0.7 * cloth[0], cloth[0], skin])  # darker behind, but cloth
-    no_skin = torch.zeros(4000), torch.tensor([0.0, 0.0, 0.0, 1.0])
+    no_skin = Kinds(torch.zeros(4000), torch.tensor([0.0, 0.0, 0.0, 1.0]), nape(back))
     colours = wrapped(portrait, surface_points(front, stripe), cloth, back, guess, grey, generator, no_skin)
     assert colours[0, 0] > 0.8 and colours[1, 2] > 0.8
     torch.testing.assert_close(colours[2], grey[2], atol=1e-3, rtol=0)
@@ -127,13 +137,30 @@ def test_a_nape_takes_no_colour_from_the_shirt_and_the_shirt_none_from_skin() ->
     position = torch.stack([0.1 * torch.ones(2000), height, -0.1 + 0.1 * torch.rand(2000, generator=generator)], -1)
     cloth = height < -0.38
     colour, own = torch.where(cloth[:, None], shirt, skin), torch.where(cloth[:, None], guessed_shirt, guessed_skin)
-    nape = torch.tensor([[0.05, -0.37, -0.13], [0.05, -0.39, -0.13]])
+    behind = torch.tensor([[0.05, -0.37, -0.13], [0.05, -0.39, -0.13]])
     guess = torch.stack([guessed_skin, guessed_shirt])
-    kinds = skin_share(colour, skin[None]), torch.tensor([1.0, 0.0])
-    assert kinds[0][~cloth].min() > 0.99 and kinds[0][cloth].max() < 0.01
-    mixed, apart = (continued(surface_points(position, colour), own, nape, guess, generator, k) for k in (None, kinds))
+    kinds = Kinds(skin_share(colour, skin[None]), torch.tensor([1.0, 0.0]), nape(behind))
+    assert kinds.seen[~cloth].min() > 0.99 and kinds.seen[cloth].max() < 0.01
+    mixed, apart = (continued(surface_points(position, colour), own, behind, guess, generator, k) for k in (None, kinds))
     for k, wanted in enumerate((skin, shirt)):
         assert (apart[k] - wanted).norm() < 0.5 * (mixed[k] - wanted).norm(), f"{mixed[k]} and {apart[k]} for {wanted}"
+
+
+def test_the_neck_above_the_collar_takes_no_colour_from_the_shirt() -> None:
+    generator = torch.Generator().manual_seed(0)
+    skin, shirt, own = torch.tensor([0.4, 0.25, 0.2]), torch.tensor([0.9, 0.2, 0.5]), torch.tensor([0.4, 0.25, 0.25])
+    height = -0.3 - 0.2 * torch.rand(2000, generator=generator)
+    position = torch.stack([0.12 * torch.ones(2000), height, 0.1 * torch.rand(2000, generator=generator)], -1)
+    cloth = height < -0.35
+    colour = torch.where(cloth[:, None], shirt, skin)
+    asked = torch.tensor([[0.15, -0.3, 0.05], [0.15, -0.45, 0.05]])
+    above = above_collar(asked, position[cloth])
+    assert above.tolist() == [1, 0]
+    assert above_collar(asked, position[:0]).tolist() == [0, 0], "no clothes, no collar"
+    kinds = Kinds(skin_share(colour, skin[None]), torch.maximum(torch.tensor([0.5, 0.5]), above), torch.maximum(nape(asked), above))
+    guess = own.expand(2, 3)
+    neck, chest = continued(surface_points(position, colour), own.expand(2000, 3), asked, guess, generator, kinds)
+    assert (neck - skin).norm() < 0.1 and (chest - shirt).norm() < 0.2
 
 
 def test_hair_below_the_nape_needs_long_hair_in_the_photo_and_the_guess() -> None:

@@ -20,7 +20,7 @@ from portrait_backend.mesh.simplify import simplify
 from portrait_backend.mesh.types import Field, HeadMesh, MeshOptions
 from portrait_backend.mesh.unwrap import Unwrapped, unwrap
 from portrait_backend.mesh.views import ProjectedView, photo_view
-from portrait_backend.portrait.regions import face_outline, face_share
+from portrait_backend.portrait.regions import detail_share, face_outline
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.cameras import METRES_PER_UNIT
 
@@ -34,7 +34,7 @@ def build_mesh(field: Field, portrait: Portrait, settings: MeshOptions, context:
     """Return the textured mesh of `field` in metres; the photo, then `views`, colour what they saw."""
     seconds: dict[str, float] = {}
     start = time.perf_counter()
-    detail = partial(face_share, portrait) if face_outline(portrait).sum() > 1 else None
+    detail = partial(detail_share, portrait) if face_outline(portrait).sum() > 1 else None
     vertices, faces = extract_mesh(field, settings.resolution, _span(context, "extract"), settings.smoothing, detail)
     seconds["extract"] = time.perf_counter() - start
     _span(context, "simplify").report(0, 1)

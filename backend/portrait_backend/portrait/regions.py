@@ -24,6 +24,11 @@ FEATHER = 9
 FACE_DEPTH = (0.0, 0.08)
 """World z over which what lies inside the outline turns from not the face to the face."""
 
+EAR_CENTRE, EAR_SIZE = (0.2, -0.04, 0.01), (0.07, 0.13, 0.11)
+"""Middle of the left ear and half its box, head units: from 35 synthetic heads, the ears of all of them and a margin."""
+EAR_FEATHER = 0.03
+"""Head units over which the ear's box goes over into what is around it."""
+
 
 def filled_polygon(corners: NDArray[np.floating], size: int) -> Mask:
     """Return which pixels (size, size) lie in a polygon (K, 2) px."""
@@ -47,3 +52,15 @@ def face_share(portrait: Portrait, points: Tensor) -> Tensor:
     inside = F.grid_sample(soft, at, align_corners=False, padding_mode="zeros")[0, 0, 0]
     t = ((points[:, 2] - FACE_DEPTH[0]) / (FACE_DEPTH[1] - FACE_DEPTH[0])).clamp(0, 1)
     return inside * t * t * (3 - 2 * t)
+
+
+def ear_share(points: Tensor) -> Tensor:
+    """Return how much points (N, 3) in head units lie where ears are: (N,) in [0, 1]."""
+    mirrored = torch.cat([points[:, :1].abs(), points[:, 1:]], 1)
+    inside = points.new_tensor(EAR_SIZE) - (mirrored - points.new_tensor(EAR_CENTRE)).abs()
+    return (inside.amin(-1) / EAR_FEATHER).clamp(0, 1)
+
+
+def detail_share(portrait: Portrait, points: Tensor) -> Tensor:
+    """Return how much points (N, 3) in head units belong to what has small forms, the face or an ear: (N,) in [0, 1]."""
+    return torch.maximum(face_share(portrait, points), ear_share(points))

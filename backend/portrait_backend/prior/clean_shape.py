@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from portrait_backend.portrait.regions import face_share
+from portrait_backend.portrait.regions import ear_share, face_share
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.density_grid import DensityGrid
 from portrait_backend.radiance.field import RadianceField
@@ -23,7 +23,7 @@ Array = NDArray[np.float32]
 
 RESOLUTION = 128
 SMOOTHING, FACE_SMOOTHING = 1.6, 0.6
-"""Standard deviation in cells, elsewhere and in the face."""
+"""Standard deviation in cells, elsewhere and in the face and where ears are."""
 THIN, THIN_BELOW, BELOW = 1, 2, -0.14
 """Radius in cells of what is too thin to be kept: on the head (ears stay), and below this height (neck and shoulders)."""
 GAP = 3
@@ -47,11 +47,12 @@ def clean_occupancy(head: RadianceField, portrait: Portrait, grid: DensityGrid |
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     points = torch.stack([x, y, z], -1).reshape(-1, 3)
     face, empty = (values.view(share.shape).numpy() for values in (face_share(portrait, points), shown_empty(portrait, points)))
+    ears = ear_share(points).view(share.shape).numpy()
     smooth = ndimage.gaussian_filter(share, SMOOTHING, mode="nearest")
     fine = ndimage.gaussian_filter(share, FACE_SMOOTHING, mode="nearest")
-    share = np.where(empty, 0, smooth + face * (fine - smooth))
+    share = np.where(empty, 0, smooth + np.maximum(face, ears) * (fine - smooth))
     solid = share > 0.5
-    clean = _decided(solid, face > 0.5, (y.numpy() < BELOW))
+    clean = _decided(solid, face > 0.5, ears > 0.5, y.numpy() < BELOW)
     clean |= grown(clean, portrait, points, 2 * head.half_extent / RESOLUTION)
     odds = SHARPEN * np.log(np.clip(share, 1e-3, 1 - 1e-3) / np.clip(1 - share, 1e-3, 1 - 1e-3))
     inside, outside = ndimage.binary_erosion(clean, iterations=2, border_value=1), ~ndimage.binary_dilation(clean, iterations=2)
@@ -92,10 +93,13 @@ def grown(solid: Mask, portrait: Portrait, points: Tensor, cell: float) -> Mask:
     return np.asarray(filled & (distance <= LOCK * away[row, column].reshape(solid.shape) + cell) & (distance < FARTHEST))
 
 
-def _decided(solid: Mask, face: Mask, below: Mask) -> Mask:
-    """Return the solid (n, n, n) without thin pieces outside the face, with gaps closed, cavities filled, as one piece."""
+def _decided(solid: Mask, face: Mask, ears: Mask, below: Mask) -> Mask:
+    """Return the solid (n, n, n) without thin pieces, with gaps closed, cavities filled, as one piece.
+
+    Face and ears keep what is thin, ears also the gap behind them.
+    """
     on_head, on_body = (ndimage.binary_opening(solid, _ball(radius)) for radius in (THIN, THIN_BELOW))
-    opened = np.where(below, on_body, on_head) | (solid & face)
+    opened = np.where(below, on_body, on_head) | (solid & (face | ears))
     labels, count = ndimage.label(opened)
     if count == 0:
         return solid
@@ -103,7 +107,7 @@ def _decided(solid: Mask, face: Mask, below: Mask) -> Mask:
     # the box's floor cuts the shoulders: without the padding a closing would eat into them
     padded = np.pad(one, GAP, mode="edge")
     closed = ndimage.binary_closing(padded, _ball(GAP))[GAP:-GAP, GAP:-GAP, GAP:-GAP]
-    return np.asarray(ndimage.binary_fill_holes(closed | one))
+    return np.asarray(ndimage.binary_fill_holes((closed & ~ears) | one))
 
 
 def _ball(radius: int) -> Mask:

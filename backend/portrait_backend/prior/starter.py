@@ -11,7 +11,7 @@ from torch import Tensor
 from portrait_backend.context import Context
 from portrait_backend.models import starter_path
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.fit import PAINTING, fit_to_photo
+from portrait_backend.prior.fit import fit_to_photo
 from portrait_backend.prior.lift import HALF, copied_planes
 from portrait_backend.prior.network import INPUT_SIZE, PriorNetwork, join_planes
 from portrait_backend.prior.weights import SUPER_RESOLUTION, WEIGHTS, load_prior, load_super_resolution
@@ -75,7 +75,7 @@ class StarterPrior:
 
     def initialise(self, portrait: Portrait, settings: PriorSettings, context: Context) -> Head:
         """Predict the head and fit it to the photo (`fit_to_photo`; 0 steps: the network's answer as it is)."""
-        context.report(0, max((1 + PAINTING) * settings.fit_steps, 1))
+        context.report(0, max((1 + settings.painting) * settings.fit_steps, 1))
         head = predict_head(starter_network(), portrait, starter_super_resolution())
         if settings.fit_steps == 0:
             return head

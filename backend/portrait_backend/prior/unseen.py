@@ -7,6 +7,7 @@ carried on from the nearest seen points of the same kind and fades with the dist
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,10 @@ BODY_LIGHT = 0.25
 """How much brightness counts in the likeness of clothes and of skin: they are darker behind than in front."""
 LEAST = 1e-3
 """Weight of a neighbour that is not alike at all."""
+COLLAR, COLLAR_FADE = 0.98, 0.03
+"""Share of the seen clothes below the collar's top; height (head units) over it from which there are none."""
+COLLAR_RISE, COLLAR_DEPTH = 0.9, 0.15
+"""How far a collar rises per length toward the back, down to this z (head units); 60 synthetic shirts: .75 in the middle, 1 at most of them."""
 NAPE_DEPTH = (-0.12, -0.02)
 """z (head units) over which the nape ends."""
 SKIN_DOUBT = (0.25, 0.7)
@@ -93,10 +98,12 @@ def unseen_colours(
     some = (share < 1 - UNNOTICED).nonzero()[:, 0]
     in_face = _at_pixels(portrait, torch.from_numpy(face_outline(portrait)), seen.position) & bare
     of_seen, of_points = skin_share(seen.colour, seen.colour[in_face]), skin_share(guess[some], seen_guess[in_face])
-    colours[some] = continued(seen[bare], seen_guess[bare], points.position[some], guess[some], generator, (of_seen[bare], of_points))
+    above = above_collar(points.position[some], seen.position[sure & is_body & (of_seen < SKIN_DOUBT[0])])
+    kinds = Kinds(of_seen, torch.maximum(of_points, above), torch.maximum(nape(points.position[some]), above))
+    colours[some] = continued(seen[bare], seen_guess[bare], points.position[some], guess[some], generator, kinds.of(bare))
     body = sure & is_body
     colours[some] = wrapped(
-        portrait, seen[body], seen_guess[body], points.position[some], guess[some], colours[some], generator, (of_seen[body], of_points)
+        portrait, seen[body], seen_guess[body], points.position[some], guess[some], colours[some], generator, kinds.of(body)
     )
     if hair is None:
         return colours
@@ -151,24 +158,61 @@ def skin_share(colour: Tensor, skin: Tensor) -> Tensor:
     return smoothstep(_likeness(skin.median(0).values.expand(len(colour), 1, 3), colour, BODY_LIGHT)[:, 0], *SKIN_DOUBT)
 
 
+def above_collar(position: Tensor, cloth: Tensor) -> Tensor:
+    """Return how surely points (N, 3) lie above all that the photo shows of clothes at points (M, 3): (N,) in [0, 1]."""
+    if len(cloth) < NEIGHBOURS:
+        return torch.zeros(len(position))
+    level, levels = (p[:, 1] - COLLAR_RISE * (-p[:, 2]).clamp(0, COLLAR_DEPTH) for p in (position, cloth))
+    top = float(levels.quantile(COLLAR))
+    return smoothstep(level, top, top + COLLAR_FADE)
+
+
+def nape(position: Tensor) -> Tensor:
+    """Return how surely points (N, 3) that are not hair lie behind, below the nape's hairline: (N,) in [0, 1]."""
+    return (1 - share_above(position, SHORT_HAIR)) * (1 - smoothstep(position[:, 2], *NAPE_DEPTH))
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """Shares of skin of seen points (M,) and of the others (N,), and how strictly the latter keep to their kind (N,)."""
+
+    seen: Tensor
+    points: Tensor
+    strict: Tensor
+
+    def of(self, seen: Tensor) -> Kinds:
+        """Return these with some of the seen points."""
+        return Kinds(self.seen[seen], self.points, self.strict)
+
+    def agreement(self, index: Tensor) -> Tensor:
+        """How much the points may take from seen points (N, K), each of its own ones: (N, K), `LEAST` at least.
+
+        Skin takes nothing from clothes, nor they from skin, where it is strict: behind, and above the collar. Below it, in front, what
+        the prior takes for clothes may be skin in a collar's shade: it takes from all.
+        """
+        neighbours, share = self.seen[index], self.points[:, None]
+        alike = neighbours * share + (1 - neighbours) * (1 - share)
+        return (1 - self.strict[:, None] * (1 - alike)).clamp_min(LEAST)
+
+
 def continued(
     seen: SurfacePoints,
     seen_guess: Tensor,
     position: Tensor,
     guess: Tensor,
     generator: torch.Generator,
-    skin: tuple[Tensor, Tensor] | None = None,
+    kinds: Kinds | None = None,
 ) -> Tensor:
     """Return guess (N, 3) plus what the photo differs from it at the nearest seen points, fading over `REACH`.
 
-    skin: `skin_share` of seen points (M,) and of the others (N,): behind, the two don't mix.
+    kinds: skin and the rest, which don't mix everywhere.
     """
     if len(seen_guess) < NEIGHBOURS:
         return guess
     pick = torch.randperm(len(seen_guess), generator=generator)[:ANCHORS]
     difference, own = (seen.colour - seen_guess)[pick], seen_guess[pick]
     distance, index = _nearest(seen.position[pick], position)
-    kin = torch.ones_like(distance) if skin is None else _agreement(skin[0][pick][index], skin[1], position)
+    kin = torch.ones_like(distance) if kinds is None else kinds.agreement(pick[index])
     mean = _weighted(difference[index], kin * (_likeness(own[index], guess) + LEAST) / (distance + SPREAD) ** 2)
     return guess + (kin.amax(1) * torch.exp(-((distance[:, 0] / REACH) ** 2)))[:, None] * mean
 
@@ -181,35 +225,24 @@ def wrapped(
     guess: Tensor,
     colours: Tensor,
     generator: torch.Generator,
-    skin: tuple[Tensor, Tensor],
+    kinds: Kinds,
 ) -> Tensor:
     """Return colours (N, 3) with those of neck, shoulders and clothes carried on around the body at their height from seen points.
 
     What the prior guesses to be something else, such as skin beside a collar, keeps its own; seen_guess (M, 3), guess (N, 3);
-    skin as for `continued`.
+    kinds as for `continued`.
     """
     if len(seen.trust) < NEIGHBOURS:
         return colours
     pick = torch.randperm(len(seen.trust), generator=generator)[:ANCHORS]
     distance, index = _nearest(_around_body(seen.position[pick]), _around_body(position))
-    alike = _likeness(seen_guess[pick][index], guess, BODY_LIGHT) * _agreement(skin[0][pick][index], skin[1], position)
+    alike = _likeness(seen_guess[pick][index], guess, BODY_LIGHT) * kinds.agreement(pick[index])
     weight = (alike + LEAST) / (distance + SPREAD) ** 2
     profile = _around_body(position)[:, :2]
     off = (_weighted(_around_body(seen.position[pick])[index][..., :2], weight) - profile).norm(dim=-1)
     in_face = _at_pixels(portrait, torch.from_numpy(face_outline(portrait)), position) & (position[:, 2] > 0)
     share = torch.exp(-((off / BODY_REACH) ** 2)) * alike.amax(1) * ~in_face
     return colours + share[:, None] * (_weighted(seen.colour[pick][index], weight) - colours)
-
-
-def _agreement(neighbours: Tensor, share: Tensor, position: Tensor) -> Tensor:
-    """How much points (N, 3), of these shares of skin, may take from neighbours (N, K) of these: (N, K), `LEAST` at least.
-
-    Behind, skin takes nothing from clothes, nor they from skin. Above the nape's hairline there is nothing but skin where there is no
-    hair, and in front what the prior takes for clothes may be skin in a collar's shade: these take from all.
-    """
-    nape = (1 - share_above(position, SHORT_HAIR)) * (1 - smoothstep(position[:, 2], *NAPE_DEPTH))
-    alike = neighbours * share[:, None] + (1 - neighbours) * (1 - share[:, None])
-    return (1 - nape[:, None] * (1 - alike)).clamp_min(LEAST)
 
 
 def _likeness(own: Tensor, guess: Tensor, light: float = 1.0) -> Tensor:

@@ -1,0 +1,44 @@
+"""What the cleaning of the prior's shape keeps and what it takes away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from portrait_backend.portrait.types import Portrait
+from portrait_backend.prior.clean_shape import RESOLUTION, clean_occupancy
+from portrait_backend.radiance.field import RadianceField
+
+EAR, FIN = ((0.16, 0.23), (-0.09, 0.01), (0.0, 0.012)), ((-0.006, 0.006), (0.0, 0.1), (-0.34, -0.26))
+"""Boxes: an ear, a centimetre long but half as thin, and a fin as thin behind the head."""
+
+
+@dataclass
+class Lump:
+    """A head with an ear and a fin."""
+
+    half_extent: float = 0.5
+    surface_density: float = 125.0
+
+    def density(self, points: Tensor) -> Tensor:
+        solid = (points / points.new_tensor([0.17, 0.3, 0.28])).norm(dim=-1) < 1
+        for box in (EAR, FIN):
+            low, high = points.new_tensor(box).T
+            solid |= ((points >= low) & (points <= high)).all(-1)
+        return 250.0 * solid
+
+
+def test_an_ear_stays_where_a_fin_as_thin_goes(portrait: Portrait) -> None:
+    everything = torch.ones(512, 512)
+    photo = replace(portrait, rgba=torch.cat([portrait.rgba[..., :3], everything[..., None]], -1))
+    kept = clean_occupancy(cast(RadianceField, Lump()), photo) > 0.5
+
+    def share(box: tuple[tuple[float, float], ...]) -> float:
+        cells = [slice(round((low + 0.5) * RESOLUTION), round((high + 0.5) * RESOLUTION)) for low, high in box]
+        return float(kept[cells[2], cells[1], cells[0]].float().mean())
+
+    assert share(((0.185, 0.215), (-0.08, 0.0), (0.002, 0.01))) > 0.9
+    assert share(((-0.004, 0.004), (0.02, 0.08), (-0.33, -0.3))) < 0.1
