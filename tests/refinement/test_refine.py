@@ -13,8 +13,10 @@ from portrait_backend.context import Cancelled, Context, Progress
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.head import Head
+from portrait_backend.radiance.triplane import resize_planes
 from portrait_backend.refinement import refine as module
 from portrait_backend.refinement.noise_resampling import image_gradients
+from portrait_backend.refinement.psi import LayeredPlane, Psi
 from portrait_backend.refinement.refine import RefinedHead, refine
 from portrait_backend.refinement.sampling import Refiner, detail_on, feathered, project_photo
 from portrait_backend.refinement.view_ring import between, outward, view_ring
@@ -42,6 +44,25 @@ def stripe(head: Head, azimuth: float) -> float:
 
 def planes(result: RefinedHead) -> torch.Tensor:
     return result.head.appearance.planes
+
+
+def test_a_residual_beside_the_planes_is_the_one_that_the_finished_head_holds(head: Head) -> None:
+    psi = Psi(head, replace(QUICK, shape_rate=0.01))
+    assert psi.shape is not None
+    with torch.no_grad():
+        for residual in psi.parameters:  # as smooth as an optimiser's
+            coarse = torch.randn(1, 3, *residual.shape[2:3], 4, 4, residual.shape[5], generator=torch.Generator().manual_seed(1))
+            residual.copy_(resize_planes(0.2 * coarse, residual.shape[3]))
+    points = torch.rand(3000, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    live, finished = psi.head(), psi.finished()
+    for name in ("geometry", "appearance"):
+        before, now, merged = (getattr(h, name).sample(points).detach() for h in (head, live, finished))
+        assert float((now - before).abs().mean()) > 0.05
+        assert float((now - merged).abs().mean()) < 0.02 * float((now - before).abs().mean()), name
+        assert not isinstance(getattr(finished, name), LayeredPlane) and not getattr(finished, name).planes.requires_grad
+    live.values(points).sum().backward()
+    assert psi.colour.grad is not None and float(psi.colour.grad.abs().max()) > 0 and psi.shape.grad is None
+    assert head.appearance.planes.grad is None
 
 
 def test_the_ring_starts_at_the_photo_and_is_driven_outward() -> None:

@@ -64,7 +64,8 @@ LEAST = 1e-3
 COLLAR, COLLAR_FADE = 0.98, 0.03
 """Share of the seen clothes below the collar's top; height (head units) over it from which there are none."""
 COLLAR_RISE, COLLAR_DEPTH = 0.9, 0.15
-"""How far a collar rises per length toward the back, down to this z (head units); 60 synthetic shirts: .75 in the middle, 1 at most of them."""
+"""How far a collar rises per length toward the back, down to this z (head units); 60 synthetic shirts: .75 in the
+middle, 1 at most of them."""
 NAPE_DEPTH = (-0.12, -0.02)
 """z (head units) over which the nape ends."""
 SKIN_DOUBT = (0.25, 0.7)

@@ -82,11 +82,11 @@ def to_neutral(planes: Tensor) -> Tensor:
     return planes[0].permute(0, 1, 4, 2, 3).reshape(3, depth * channels, height, width).contiguous()
 
 
-def resize_planes(planes: Tensor, size: int) -> Tensor:
-    """Resample planes (B, 3, D, H, W, C) to size x size texels (bicubic)."""
+def resize_planes(planes: Tensor, size: int, mode: Literal["bicubic", "bilinear"] = "bicubic") -> Tensor:
+    """Resample planes (B, 3, D, H, W, C) to size x size texels."""
     batch, _, depth, height, width, channels = planes.shape
     if height == width == size:
         return planes
     flat = planes.reshape(batch * 3 * depth, height, width, channels).permute(0, 3, 1, 2)
-    flat = F.interpolate(flat, size=(size, size), mode="bicubic", align_corners=False)
+    flat = F.interpolate(flat, size=(size, size), mode=mode, align_corners=False)
     return flat.permute(0, 2, 3, 1).reshape(batch, 3, depth, size, size, channels).contiguous()

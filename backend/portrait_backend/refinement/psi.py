@@ -25,6 +25,28 @@ SMALL, SMOOTH = 0.1, 0.1
 BETAS = (0.9, 0.95)
 
 
+class LayeredPlane(TriPlane):
+    """A tri-plane and a coarser residual, sampled beside it: enlarging and adding it in every step would cost more than all the rest."""
+
+    residual: TriPlane
+
+    @classmethod
+    def of(cls, plane: TriPlane, residual: Tensor) -> LayeredPlane:
+        """Lay a residual (1, 3, D, H', W', C) over a plane."""
+        result = cls.__new__(cls)
+        result._set(plane.planes, plane.axes, plane.half_extent, plane.reduce, plane.padding, plane.centre)
+        result.residual = plane.with_planes(residual)
+        return result
+
+    def sample(self, points: Tensor) -> Tensor:
+        """Sample both at points (N, 3) in head units: (N, C)."""
+        return super().sample(points) + self.residual.sample(points)
+
+    def merged(self) -> TriPlane:
+        """Return one tri-plane, without gradients; the residual is enlarged as sampling reads it."""
+        return self.with_planes((self.planes + resize_planes(self.residual.planes, self.planes.shape[3], "bilinear")).detach())
+
+
 class Psi:
     """The head with residuals as leaves. Colour and shape are apart even where the head shares planes: an rgb loss shatters a surface."""
 
@@ -46,8 +68,8 @@ class Psi:
 
     def head(self) -> Head:
         """Return the head made of the leaves as they are now, with their graph."""
-        geometry = self._head.geometry if self.shape is None else _added(self._head.geometry, self.shape)
-        return self._head.with_planes(geometry=geometry, appearance=_added(self._head.appearance, self.colour))
+        geometry = self._head.geometry if self.shape is None else LayeredPlane.of(self._head.geometry, self.shape)
+        return self._head.with_planes(geometry=geometry, appearance=LayeredPlane.of(self._head.appearance, self.colour))
 
     def grid(self) -> DensityGrid:
         """Return the density lattice; built once where the shape doesn't change, else again after `refresh`."""
@@ -70,15 +92,11 @@ class Psi:
     def finished(self) -> Head:
         """Return the head with planes that carry no gradients."""
         head = self.head()
-        appearance = head.appearance.with_planes(head.appearance.planes.detach())
-        return head.with_planes(geometry=head.geometry.with_planes(head.geometry.planes.detach()), appearance=appearance)
+        geometry, appearance = (p.merged() if isinstance(p, LayeredPlane) else p for p in (head.geometry, head.appearance))
+        return head.with_planes(geometry=geometry, appearance=appearance)
 
 
 def _residual(plane: TriPlane, size: int) -> Tensor:
     _, _, depth, height, _, channels = plane.planes.shape
     side = min(size, height)
     return torch.zeros(1, 3, depth, side, side, channels, device=plane.planes.device, dtype=plane.planes.dtype, requires_grad=True)
-
-
-def _added(plane: TriPlane, residual: Tensor) -> TriPlane:
-    return plane.with_planes(plane.planes + resize_planes(residual, plane.planes.shape[3]))
