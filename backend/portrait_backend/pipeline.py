@@ -30,7 +30,7 @@ from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import Settings, to_dict, validate
 
 if TYPE_CHECKING:
-    from portrait_backend.mesh.types import HeadMesh
+    from portrait_backend.mesh.types import Field, HeadMesh
     from portrait_backend.mesh.views import ProjectedView
     from portrait_backend.portrait.types import Portrait
     from portrait_backend.radiance.head import Head
@@ -185,13 +185,20 @@ class _Job:
         from portrait_backend.mesh.build import build_mesh
 
         _show(head, context)
-        return Made(mesh=build_mesh(head, portrait, self.settings.mesh, context, views))
+        return Made(mesh=build_mesh(self.baked(head, portrait, context), portrait, self.settings.mesh, context, views))
+
+    def baked(self, head: Head, portrait: Portrait, context: Context) -> Field:
+        """The head as the texture takes it: the starter's unseen hair gets the photo's grain, which its planes can't hold."""
+        from portrait_backend.prior.hair_grain import with_grain
+
+        return with_grain(head, portrait, context.generator) if self.settings.prior.provider == "starter" else head
 
     def texture(self, kept: HeadMesh, head: Head, portrait: Portrait, views: Sequence[ProjectedView], context: Context) -> Made:
         from portrait_backend.mesh.build import surface_of, texture_surface
 
         _show(head, context)
-        textured = texture_surface(surface_of(kept), head, portrait, self.settings.mesh.texture_size, context, views)
+        source = self.baked(head, portrait, context)
+        textured = texture_surface(surface_of(kept), source, portrait, self.settings.mesh.texture_size, context, views)
         return Made(mesh=replace(kept, texture=textured.texture))
 
     def made(self, name: str, settings: Any, make: Callable[[Context], Made]) -> Made:

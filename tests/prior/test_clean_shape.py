@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.clean_shape import RESOLUTION, clean_occupancy
+from portrait_backend.prior.clean_shape import RESOLUTION, bare_ears, clean_occupancy
 from portrait_backend.radiance.field import RadianceField
 
 EAR, FIN = ((0.16, 0.23), (-0.09, 0.01), (0.0, 0.012)), ((-0.006, 0.006), (0.0, 0.1), (-0.34, -0.26))
@@ -42,3 +42,13 @@ def test_an_ear_stays_where_a_fin_as_thin_goes(portrait: Portrait) -> None:
 
     assert share(((0.185, 0.215), (-0.08, 0.0), (0.002, 0.01))) > 0.9
     assert share(((-0.004, 0.004), (0.02, 0.08), (-0.33, -0.3))) < 0.1
+
+
+def test_ears_under_hair_are_none() -> None:
+    axis = ((torch.arange(64) + 0.5) / 64 * 2 - 1) * 0.5
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    points = torch.stack([x, y, z], -1).reshape(-1, 3)
+    wide = (x.abs() < torch.where(x > 0, 0.27, 0.21)) & (y.abs() < 0.3) & (z.abs() < 0.3)
+    ears = bare_ears(points, wide.numpy())
+    at = ((torch.tensor([0.2, -0.04, 0.0]) + 0.5) * 64).long()
+    assert ears[at[2], at[1], at[0]] == 0 and ears[at[2], at[1], 63 - at[0]] == 1
