@@ -68,8 +68,12 @@ COLLAR_RISE, COLLAR_DEPTH = 0.9, 0.15
 middle, 1 at most of them."""
 NAPE_DEPTH = (-0.12, -0.02)
 """z (head units) over which the nape ends."""
+LIT = (0.4, 3.0)
+"""Range of the light on skin, as a share of the face's, within which its colour is taken for skin's."""
 SKIN_DOUBT = (0.25, 0.7)
 """Likeness over which something turns from not skin to skin."""
+SEAM = 0.08
+"""Distance from the middle (head units) over which neck and clothes go over from what is seen on one side to the other's."""
 BODY_REACH = 0.05
 """Difference in height or distance from the neck's axis (head units) over which the colours of neck and clothes fade."""
 NECK_AXIS, PLACE_WEIGHT = (0.0, -0.06), 0.2
@@ -100,6 +104,7 @@ def unseen_colours(
     in_face = _at_pixels(portrait, torch.from_numpy(face_outline(portrait)), seen.position) & bare
     of_seen, of_points = skin_share(seen.colour, seen.colour[in_face]), skin_share(guess[some], seen_guess[in_face])
     above = above_collar(points.position[some], seen.position[sure & is_body & (of_seen < SKIN_DOUBT[0])])
+    above = torch.maximum(above, behind(points.position[some]) * share_above(points.position[some], SHORT_HAIR))  # nor is the hairline
     kinds = Kinds(of_seen, torch.maximum(of_points, above), torch.maximum(nape(points.position[some]), above))
     colours[some] = continued(seen[bare], seen_guess[bare], points.position[some], guess[some], generator, kinds.of(bare))
     body = sure & is_body
@@ -156,7 +161,11 @@ def skin_share(colour: Tensor, skin: Tensor) -> Tensor:
     """Return how surely colours (N, 3) are skin, whose samples (M, 3) are the face's: (N,) in [0, 1]; 1 where there is no face."""
     if not len(skin):
         return torch.ones(len(colour))
-    return smoothstep(_likeness(skin.median(0).values.expand(len(colour), 1, 3), colour, BODY_LIGHT)[:, 0], *SKIN_DOUBT)
+    usual, weights = skin.median(0).values, colour.new_tensor(LUMINANCE)
+    light, lit = colour @ weights, usual @ weights
+    hue = colour * (lit / light.clamp_min(DARK)).clamp(*LIT)[:, None] - usual  # shade takes a part of the light, of all channels alike
+    difference = hue + BODY_LIGHT * (light - lit)[:, None]
+    return smoothstep(torch.exp(-((difference.norm(dim=-1) / ALIKE) ** 2)), *SKIN_DOUBT)
 
 
 def above_collar(position: Tensor, cloth: Tensor) -> Tensor:
@@ -170,7 +179,12 @@ def above_collar(position: Tensor, cloth: Tensor) -> Tensor:
 
 def nape(position: Tensor) -> Tensor:
     """Return how surely points (N, 3) that are not hair lie behind, below the nape's hairline: (N,) in [0, 1]."""
-    return (1 - share_above(position, SHORT_HAIR)) * (1 - smoothstep(position[:, 2], *NAPE_DEPTH))
+    return (1 - share_above(position, SHORT_HAIR)) * behind(position)
+
+
+def behind(position: Tensor) -> Tensor:
+    """Return how surely points (N, 3) lie behind: (N,) in [0, 1]."""
+    return 1 - smoothstep(position[:, 2], *NAPE_DEPTH)
 
 
 @dataclass(frozen=True)
@@ -185,15 +199,15 @@ class Kinds:
         """Return these with some of the seen points."""
         return Kinds(self.seen[seen], self.points, self.strict)
 
-    def agreement(self, index: Tensor) -> Tensor:
-        """How much the points may take from seen points (N, K), each of its own ones: (N, K), `LEAST` at least.
+    def agreement(self, index: Tensor, some: Tensor | None = None) -> Tensor:
+        """How much the points, or some (N,) of them, may take from seen points (N, K), each of its own ones: (N, K), `LEAST` at least.
 
         Skin takes nothing from clothes, nor they from skin, where it is strict: behind, and above the collar. Below it, in front, what
         the prior takes for clothes may be skin in a collar's shade: it takes from all.
         """
-        neighbours, share = self.seen[index], self.points[:, None]
-        alike = neighbours * share + (1 - neighbours) * (1 - share)
-        return (1 - self.strict[:, None] * (1 - alike)).clamp_min(LEAST)
+        share, strict = (x[:, None] if some is None else x[some, None] for x in (self.points, self.strict))
+        alike = self.seen[index] * share + (1 - self.seen[index]) * (1 - share)
+        return (1 - strict * (1 - alike)).clamp_min(LEAST)
 
 
 def continued(
@@ -236,14 +250,22 @@ def wrapped(
     if len(seen.trust) < NEIGHBOURS:
         return colours
     pick = torch.randperm(len(seen.trust), generator=generator)[:ANCHORS]
-    distance, index = _nearest(_around_body(seen.position[pick]), _around_body(position))
-    alike = _likeness(seen_guess[pick][index], guess, BODY_LIGHT) * kinds.agreement(pick[index])
-    weight = (alike + LEAST) / (distance + SPREAD) ** 2
-    profile = _around_body(position)[:, :2]
-    off = (_weighted(_around_body(seen.position[pick])[index][..., :2], weight) - profile).norm(dim=-1)
     in_face = _at_pixels(portrait, torch.from_numpy(face_outline(portrait)), position) & (position[:, 2] > 0)
-    share = torch.exp(-((off / BODY_REACH) ** 2)) * alike.amax(1) * ~in_face
-    return colours + share[:, None] * (_weighted(seen.colour[pick][index], weight) - colours)
+    change, total = torch.zeros_like(colours), torch.full((len(colours), 1), LEAST)
+    for side in (-1.0, 1.0):  # each by what is seen on its own side: a place behind is about as near to both, and lit like neither
+        near = smoothstep(side * position[:, 0], -SEAM, SEAM)
+        anchors, some = pick[side * seen.position[pick, 0] > -SEAM / 2], ((near > 0) & ~in_face).nonzero()[:, 0]
+        if len(anchors) < NEIGHBOURS:
+            continue
+        distance, index = _nearest(_around_body(seen.position[anchors]), _around_body(position[some]))
+        index = anchors[index]
+        alike = _likeness(seen_guess[index], guess[some], BODY_LIGHT) * kinds.agreement(index, some)
+        weight = (alike + LEAST) / (distance + SPREAD) ** 2
+        off = (_weighted(_around_body(seen.position)[index][..., :2], weight) - _around_body(position[some])[:, :2]).norm(dim=-1)
+        share = torch.exp(-((off / BODY_REACH) ** 2)) * alike.amax(1)
+        change[some] += (near[some] * share)[:, None] * (_weighted(seen.colour[index], weight) - colours[some])
+        total[some] += near[some, None]
+    return colours + change / total
 
 
 def _likeness(own: Tensor, guess: Tensor, light: float = 1.0) -> Tensor:
