@@ -188,10 +188,10 @@ class _Job:
         return Made(mesh=build_mesh(self.baked(head, portrait, context), portrait, self.settings.mesh, context, views))
 
     def baked(self, head: Head, portrait: Portrait, context: Context) -> Field:
-        """The head as the texture takes it: the starter's unseen hair gets the photo's grain, which its planes can't hold."""
-        from portrait_backend.prior.hair_grain import with_grain
+        """The head as the texture takes it."""
+        from portrait_backend.prior import for_texture
 
-        return with_grain(head, portrait, context.generator) if self.settings.prior.provider == "starter" else head
+        return for_texture(self.settings.prior.provider, head, portrait, context.generator)
 
     def texture(self, kept: HeadMesh, head: Head, portrait: Portrait, views: Sequence[ProjectedView], context: Context) -> Made:
         from portrait_backend.mesh.build import surface_of, texture_surface

@@ -166,6 +166,7 @@ def install(patch: pytest.MonkeyPatch) -> None:
         ("portrait_backend.portrait.align", "prepare_portrait", prepare_portrait),
         ("portrait_backend.prior", "create_prior", lambda provider: BallPrior()),
         ("portrait_backend.prior", "prior_inputs", lambda settings: {}),
+        ("portrait_backend.prior", "for_texture", lambda provider, head, portrait, generator: head),
         ("portrait_backend.mesh.build", "build_mesh", build_mesh),
         ("portrait_backend.mesh.build", "surface_of", surface_of),
         ("portrait_backend.mesh.build", "texture_surface", texture_surface),

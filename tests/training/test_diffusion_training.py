@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from portrait_backend.diffusion.codec import starter_codec
 from portrait_backend.diffusion.denoiser import starter_denoiser
 from portrait_backend.diffusion.weights import load_codec, load_denoiser, save_codec, save_denoiser
+from portrait_backend.radiance.analytic import ellipsoid_head
+from portrait_backend.radiance.cameras import Camera
 from portrait_backend.restoration.detail_unet import load_detail_unet
 from portrait_backend.restoration.guide import DiffusionPrior
 from portrait_backend.training.codec_trainer import CROP, CodecRecipe, train_codec
 from portrait_backend.training.denoiser_trainer import LOW_NOISE, DenoiserRecipe, _mirrored, train_denoiser
-from portrait_backend.training.head_dataset import load_heads
+from portrait_backend.training.head_dataset import EAR, camera_at, load_heads, part_pixels
 from portrait_backend.training.head_views import HeadViews
-from portrait_backend.training.phi_trainer import train_phi, true_rays
+from portrait_backend.training.phi_trainer import mirrored, train_phi, true_rays
 from portrait_backend.training.textures import draw_look, noise_texture, paint
 from portrait_backend.training.trainer import TrainOptions
 from portrait_shared.errors import PortraitDiffusionError
@@ -124,6 +129,35 @@ def test_codec_and_denoiser_training_resume_and_export(folder: Path, tmp_path: P
     denoiser = load_denoiser(tmp_path / "denoiser/denoiser.safetensors")
     torch.testing.assert_close(denoiser.unet.conv_in.weight, state["average"]["unet.conv_in.weight"], atol=2e-3, rtol=1e-2)
     assert (tmp_path / "denoiser/samples_000002.png").exists()
+
+
+def test_a_mirrored_head_is_seen_mirrored() -> None:
+    head = ellipsoid_head((0.3, 0.36, 0.3), channels=8, hidden=16, size=32)
+    planes = head.geometry.planes.clone()
+    planes[..., : planes.shape[4] // 2, :] *= 0.9  # two sides that differ
+    head = head.with_planes(geometry=head.geometry.with_planes(planes))
+    head = head.within(torch.rand(8, 8, 8, generator=generator()) < 0.8)
+    one, other = head.render(Camera.orbit(35, 10, 48)), mirrored(head).render(Camera.orbit(-35, 10, 48))
+    assert float((one.rgb - one.rgb.flip(1)).abs().mean()) > 0.01
+    torch.testing.assert_close(other.rgb.flip(1), one.rgb, atol=0.02, rtol=0)
+
+
+def test_some_rays_hit_the_ears_of_a_data_set_that_knows_them(folder: Path, tmp_path: Path) -> None:
+    data = load_heads(folder, 2)
+    assert [len(pixels) for pixels in part_pixels(folder, EAR)] == [0, 0]
+    known = shutil.copytree(folder, tmp_path / "known")
+    parts = np.zeros((SIZE, SIZE), np.uint8)
+    parts[40, 60:70] = EAR
+    for view in range(3):
+        Image.fromarray(parts * (view == 2)).save(known / f"id000001/part_{view:03d}.png")
+    ears = part_pixels(known, EAR)
+    assert len(ears[0]) == 0 and ears[1][0].tolist() == [2, 40, 60] and len(ears[1]) == 10
+    rays = true_rays(data, 1, 40, generator(), ears[1])
+    local = ears[1][:, [2, 1]].float()
+    camera = camera_at(data, 1, 2, SIZE)
+    pixels, _ = camera.project(rays["origin"] + rays["direction"])
+    nearest = torch.cdist(pixels, local + 0.5).amin(1)
+    assert (nearest[:6] < 0.1).all() and (nearest[6:] > 0.1).any()
 
 
 @pytest.mark.slow

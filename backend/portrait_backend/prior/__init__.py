@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Protocol
 from portrait_shared.errors import PortraitDiffusionError
 
 if TYPE_CHECKING:
+    import torch
+
     from portrait_backend.context import Context
     from portrait_backend.portrait.types import Portrait
+    from portrait_backend.prior.hair_grain import GrainedField
     from portrait_backend.radiance.head import Head
     from portrait_shared.settings import PriorSettings
 
@@ -56,6 +59,15 @@ def create_prior(name: str) -> Prior:
         require_converted(provider.checkpoint)
     made: Prior = getattr(importlib.import_module(f"portrait_backend.prior.{provider.module}"), provider.name)()
     return made
+
+
+def for_texture(name: str, head: Head, portrait: Portrait, generator: torch.Generator) -> Head | GrainedField:
+    """Return a provider's head as its texture takes it: the starter's unseen hair gets the photo's grain, which its planes can't hold."""
+    if name != "starter":
+        return head
+    from portrait_backend.prior.hair_grain import with_grain
+
+    return with_grain(head, portrait, generator)
 
 
 def prior_inputs(settings: PriorSettings) -> dict[str, str]:

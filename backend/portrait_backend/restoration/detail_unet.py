@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from portrait_backend.models import weights_path
 from portrait_backend.precision import convolution_layout
 from portrait_backend.radiance.head import Head
+from portrait_backend.radiance.triplane import STARTER_AXES, Axes
 from portrait_shared.errors import PortraitDiffusionError
 
 DETAIL_WEIGHTS = "detail_unet.safetensors"
@@ -23,11 +24,16 @@ DETAIL_WEIGHTS = "detail_unet.safetensors"
 
 @dataclass(frozen=True)
 class DetailUNetConfig:
-    """channels: of one plane, C * D, twice that where colour has planes of its own; widths per level; groups of the norms."""
+    """channels: of one plane, C * D, twice that where colour has planes of its own; widths per level; groups of the norms.
+
+    stride: texels of the planes that one of the residual spans; axes: the planes' world axes, which tell what two of them share.
+    """
 
     channels: int = 128
-    widths: tuple[int, ...] = (48, 64, 96)
+    widths: tuple[int, ...] = (64, 96, 160)
     groups: int = 8
+    stride: int = 2
+    axes: Axes = STARTER_AXES
 
 
 class _Block(nn.Module):
@@ -43,8 +49,36 @@ class _Block(nn.Module):
         return y
 
 
+class Across(nn.Module):
+    """What the other planes know: their features averaged along the axis that this plane lacks, at every place of the axis they share.
+
+    Planes alone see shadows of a head; an ear is where front and side agree. (Rodin's "3D-aware convolution", arXiv 2212.06135.)
+    """
+
+    def __init__(self, channels: int, axes: Axes) -> None:
+        super().__init__()
+        self.axes = axes
+        self.along = nn.ModuleList([nn.Conv1d(channels, channels, 1) for _ in range(2)])
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Add to features (3, C, S, S) of the planes."""
+        means = (h.mean(2), h.mean(3))
+        added = []
+        for k in range(3):
+            terms = []
+            for place in (0, 1):
+                others = [
+                    (j, self.axes[j].index(self.axes[k][place])) for j in range(3) if j != k and self.axes[k][place] in self.axes[j][:2]
+                ]
+                vector = torch.stack([means[at][j] for j, at in others]).mean(0)
+                value: Tensor = self.along[place](vector)
+                terms.append(value[:, None] if place == 0 else value[:, :, None])
+            added.append(terms[0] + terms[1])
+        return h + torch.stack(added)
+
+
 class DetailPreservationUNet(nn.Module):
-    """phi. The three planes go through the same convolutions, told apart by a learned offset; 0.7 M parameters by default."""
+    """phi. The three planes go through the same convolutions, told apart by a learned offset, and tell one another along shared axes."""
 
     def __init__(self, config: DetailUNetConfig | None = None) -> None:
         super().__init__()
@@ -52,8 +86,9 @@ class DetailPreservationUNet(nn.Module):
         self.checkpointing = True
         """Whether the insides of the blocks are computed again in the backward pass instead of being kept."""
         w, last = c.widths, len(c.widths) - 1
-        self.stem = nn.Conv2d(c.channels, w[0], 3, padding=1)
+        self.stem = nn.Conv2d(c.channels, w[0], c.stride + 2 if c.stride > 1 else 3, stride=c.stride, padding=1)
         self.plane = nn.Parameter(torch.zeros(3, w[0], 1, 1))
+        self.across = nn.ModuleList([Across(n, c.axes) for n in w])
         self.down = nn.ModuleList([_Block(n, n, c.groups) for n in w])
         self.smaller = nn.ModuleList([nn.Conv2d(w[k], w[k + 1], 3, stride=2, padding=1) for k in range(last)])
         self.larger = nn.ModuleList([nn.Conv2d(w[k + 1], w[k], 3, padding=1) for k in range(last)])
@@ -67,15 +102,18 @@ class DetailPreservationUNet(nn.Module):
             conv.weight.data = conv.weight.data.contiguous(memory_format=convolution_layout("cpu"))
 
     def forward(self, planes: Tensor) -> Tensor:
-        """Return the residual (3, channels, H, W) of neutral planes (3, channels, H, W); sides divisible by 2^(levels - 1)."""
-        multiple = 2 ** len(self.smaller)
-        if planes.shape[:2] != (3, self.config.channels) or planes.shape[2] % multiple or planes.shape[3] % multiple:
+        """Return the residual (3, channels, S / stride, S / stride) of neutral planes (3, channels, S, S).
+
+        ValueError unless S is divisible by stride * 2^(levels - 1).
+        """
+        multiple, side = self.config.stride * 2 ** len(self.smaller), planes.shape[-1]
+        if planes.shape != (3, self.config.channels, side, side) or side % multiple:
             raise ValueError(
-                f"phi reads planes (3, {self.config.channels}, H, W), sides divisible by {multiple}, got {tuple(planes.shape)}"
+                f"phi reads square planes (3, {self.config.channels}, S, S), S divisible by {multiple}, got {tuple(planes.shape)}"
             )
         h, kept = self.stem(planes.contiguous(memory_format=convolution_layout(planes.device.type))) + self.plane, []
         for k, block in enumerate(self.down):
-            h = self._run(block, h)
+            h = self._run(block, self.across[k](h))
             if k < len(self.smaller):
                 kept.append(h)
                 h = self.smaller[k](h)
@@ -94,7 +132,7 @@ class DetailPreservationUNet(nn.Module):
 def config_for(head: Head) -> DetailUNetConfig:
     """Return the sizes that fit a head."""
     channels = head.geometry.depth * head.geometry.channels
-    return DetailUNetConfig(channels=channels if head.appearance is head.geometry else 2 * channels)
+    return DetailUNetConfig(channels=channels if head.appearance is head.geometry else 2 * channels, axes=head.geometry.axes)
 
 
 def save_detail_unet(phi: DetailPreservationUNet, path: Path, weights: dict[str, Tensor] | None = None, **facts: str) -> None:
@@ -113,7 +151,9 @@ def load_detail_unet(where: Path | str) -> DetailPreservationUNet:
         with safe_open(path, framework="pt") as file:
             values = json.loads((file.metadata() or {})["config"])
             weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - not a dict
-        phi = DetailPreservationUNet(DetailUNetConfig(**values | {"widths": tuple(values["widths"])}))
+        phi = DetailPreservationUNet(
+            DetailUNetConfig(**values | {"widths": tuple(values["widths"]), "axes": tuple(tuple(a) for a in values["axes"])})
+        )
         phi.load_state_dict(weights)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

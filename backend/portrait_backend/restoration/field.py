@@ -50,7 +50,9 @@ class RestoredField:
         self.head, self.decoder = head, decoder or head.decoder
         self.half_extent, self.surface_density = head.half_extent, head.surface_density
         self.shape = to_channels_last(residual[:, :channels], geometry.depth)
-        self.colour = None if shared else to_channels_last(F.avg_pool2d(residual[:, channels:], TONES), geometry.depth)
+        self.colour = (
+            None if shared else to_channels_last(F.avg_pool2d(residual[:, channels:], max(1, TONES // phi.config.stride)), geometry.depth)
+        )
 
     def _sample(self, residual: Tensor, points: Tensor) -> Tensor:
         geometry = self.head.geometry
@@ -79,10 +81,10 @@ class RestoredField:
         return self._inside(raw, points), self.decoder(self.head.appearance.sample(points) + self._sample(self.colour, points), outputs)[1]
 
     def merged(self) -> Head:
-        """Return a head whose planes hold the residuals."""
+        """Return a head whose planes hold the residuals, enlarged as sampling reads them."""
         geometry, appearance = self.head.geometry, self.head.appearance
-        shape = geometry.with_planes(geometry.planes + resize_planes(self.shape, geometry.planes.shape[3]))
+        shape = geometry.with_planes(geometry.planes + resize_planes(self.shape, geometry.planes.shape[3], "bilinear"))
         if self.colour is None:
             return replace(self.head.with_planes(geometry=shape), decoder=self.decoder)
-        colour = appearance.with_planes(appearance.planes + resize_planes(self.colour, appearance.planes.shape[3]))
+        colour = appearance.with_planes(appearance.planes + resize_planes(self.colour, appearance.planes.shape[3], "bilinear"))
         return replace(self.head.with_planes(geometry=shape, appearance=colour), decoder=self.decoder)

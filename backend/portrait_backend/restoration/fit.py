@@ -174,7 +174,7 @@ def restore(
         torch.manual_seed(int(torch.randint(0, 2**31, (1,), generator=context.generator, device=context.generator.device)))
         fit = Fit(head, phi or trained_phi(head, sources), settings.learning_rate)
     if settings.steps == 0:
-        return settle(fit.finished(), portrait, settings.settle_steps, context, 0, total)
+        return settle(fit.finished(), head, portrait, settings.settle_steps, context, 0, total)
     prior = prior_from(sources, settings, plan(context.diffusion, context.device)) if prior is None else prior.to(context.device)
     guide = Guide(prior, settings, reference_image(portrait).to(context.device), context.generator)
     target = reference_target(portrait, context.device)
@@ -188,7 +188,7 @@ def restore(
             fit.snapshot()
         preview = view.rgb.detach()[0].permute(1, 2, 0).clamp(0, 1) if step % PREVIEW == 0 else None
         context.report(step + 1, total, preview, **{name: float(term.detach()) for name, term in terms.items()})
-    result = settle(fit.finished(), portrait, settings.settle_steps, context, settings.steps, total)
+    result = settle(fit.finished(), head, portrait, settings.settle_steps, context, settings.steps, total)
     if not all(bool(torch.isfinite(p.planes).all()) for p in (result.geometry, result.appearance)):
         raise RestorationDiverged(settings.steps - 1, fit.finished(last_good=True))
     return result

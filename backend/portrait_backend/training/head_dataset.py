@@ -27,6 +27,9 @@ LANDMARK_NOISE = 0.004
 DEPTH_ORIGIN, DEPTH_STEPS, EMPTY = 2.0, 20000.0, -32768
 """Stored depth: steps per head unit around an origin; the value of empty pixels."""
 
+EAR = 4
+"""Part id of ears in a data set's part_*.png."""
+
 
 @dataclass
 class HeadDataset:
@@ -136,6 +139,19 @@ def mirror_cameras(cameras: Tensor) -> Tensor:
 def finished_identities(data: Path) -> list[Path]:
     """Return the folders of the finished identities of `data`, in the order in which they are read."""
     return [folder for folder in sorted(data.glob("id*")) if (folder / "cameras.json").exists()]
+
+
+def part_pixels(data: Path, part: int, limit: int | None = None) -> list[Tensor]:
+    """Return where every identity shows a part: view, y and x (K, 3) each; none where the data set has no part_*.png."""
+
+    def of(folder: Path) -> Tensor:
+        views = range(len(list(folder.glob("part_*.png"))))
+        found = [np.argwhere(np.asarray(Image.open(folder / f"part_{view:03d}.png")) == part) for view in views]
+        rows = [np.insert(pixels, 0, view, 1) for view, pixels in enumerate(found)]
+        return torch.from_numpy(np.concatenate([np.zeros((0, 3), np.int64), *rows]))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(of, finished_identities(data)[:limit]))
 
 
 def load_heads(

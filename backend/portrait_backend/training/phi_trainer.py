@@ -19,8 +19,9 @@ from portrait_backend.context import cpu_context
 from portrait_backend.files import atomic_path
 from portrait_backend.prior.starter import StarterPrior
 from portrait_backend.radiance.cameras import METRES_PER_UNIT, focal_pixels
-from portrait_backend.radiance.head import Head
+from portrait_backend.radiance.head import Head, TriPlane
 from portrait_backend.radiance.renderer import render_rays
+from portrait_backend.radiance.triplane import to_channels_last, to_neutral
 from portrait_backend.restoration.detail_unet import DetailPreservationUNet, config_for, load_detail_unet, save_detail_unet
 from portrait_backend.restoration.field import RestoredField, phi_input
 from portrait_backend.restoration.fit import reference_image
@@ -28,22 +29,24 @@ from portrait_backend.restoration.guide import DiffusionPrior, Guide
 from portrait_backend.restoration.losses import variation_loss
 from portrait_backend.restoration.views import SAMPLES, draw_angles, render_view
 from portrait_backend.training.codec_trainer import save_picture
-from portrait_backend.training.head_dataset import HeadDataset, camera_at, decode_depth, load_heads
+from portrait_backend.training.head_dataset import EAR, HeadDataset, camera_at, decode_depth, load_heads, part_pixels
 from portrait_backend.training.prior_evaluation import image_scores
 from portrait_backend.training.prior_loss import colour_error
 from portrait_backend.training.synthetic_portrait import portrait_of
 from portrait_backend.training.trainer import TrainOptions, train
 from portrait_shared.settings import PriorSettings, RestorationSettings
 
-RAYS, REPEAT = 2048, 3
-"""Rays a step; steps in a row on the same head, which costs more to make than a step."""
-FITTED, FIT_STEPS = 0.75, 20
+RAYS, REPEAT = 2048, 2
+"""Rays a step; steps in a row on the same head, which takes a while to load."""
+FITTED, FIT_STEPS = 0.95, 20
 """Share of heads that are fitted to their photo; steps of that fit."""
+EARS = 0.15
+"""Share of rays that hit an ear, where the data set says what is one: thin as it is, few random rays do, and a mean head has none."""
 COLOUR, MATTE, DEPTH, SOLID, VARIATION, GUIDANCE = 2.0, 1.0, 2.0, 1.0, 0.05, 0.05
 """Weights. The guidance is weak: the true views say the same, and better. Colours are judged as where the prior was trained: phi must
 not turn its means into medians."""
-GUIDED = 4
-"""The diffusion prior is asked every so many steps."""
+GUIDED = 30
+"""The diffusion prior is asked every so many steps: it costs as much as ten others."""
 GRID = 64
 """Resolution of the lattice that places the samples."""
 NEAR, FAR = 2.15, 3.3
@@ -92,13 +95,12 @@ def solid_loss(field: RestoredField, rays: dict[str, Tensor]) -> Tensor:
     """Return the L1 error of what is solid at four points of each ray: on the way, just before, around and behind the true surface.
 
     It reaches where rendering has no samples: matter that must grow out of nothing. L1 decides where it doubts, and leaves no haze.
+    Near the surface as many points lie before as behind it: where it is uncertain, an excess of either moves it.
     """
     depth, matte = rays["depth"], rays["colour"][:, 3]
     hit, miss = (depth > 0) & (matte > 0.6), matte < 0.05
     u = rays["places"]
-    guided = torch.stack(
-        [NEAR + (depth - 0.02 - NEAR) * u[0], depth - 0.01 - 0.06 * u[1], depth + 0.04 * u[2] - 0.015, depth + 0.05 * u[3]]
-    )
+    guided = torch.stack([NEAR + (depth - 0.06 - NEAR) * u[0], depth - 0.06 * u[1], depth + 0.04 * (u[2] - 0.5), depth + 0.06 * u[3]])
     t = torch.where(hit, guided, NEAR + (FAR - NEAR) * u)
     edge = torch.sigmoid((guided - depth) / 0.004) * hit
     counts = torch.stack([hit | miss, hit | miss, hit | miss, hit]).float()
@@ -108,8 +110,23 @@ def solid_loss(field: RestoredField, rays: dict[str, Tensor]) -> Tensor:
     return ((share - edge).abs() * counts * inside).sum() / counts.sum().clamp_min(1)
 
 
+def mirrored(head: Head) -> Head:
+    """Return the head mirrored left to right."""
+
+    def flipped(planes: TriPlane) -> TriPlane:
+        dims = [(4, 3, 2)[axes.index(0)] for axes in planes.axes]  # where x runs in each plane (1, D, H, W, C)
+        return planes.with_planes(torch.stack([planes.planes[:, k].flip(dims[k] - 1) for k in range(3)], 1))
+
+    geometry = flipped(head.geometry)
+    appearance = geometry if head.appearance is head.geometry else flipped(head.appearance)
+    region = None if head.region is None else head.region.flip(2)
+    return replace(head, geometry=geometry, appearance=appearance, region=region, _made={})
+
+
 class PhiRecipe:
     """Random input views of random sitters, each used for a few steps; one head a step whatever the batch, which multiplies the rays.
+
+    Half of the time head and truth are mirrored.
 
     heads: how many fitted heads are made (each takes seconds) and kept in the folder heads/ of the run, named by their identity;
     start: weights to go on from, None begins with a zero residual.
@@ -118,6 +135,7 @@ class PhiRecipe:
     def __init__(self, options: TrainOptions, prior: DiffusionPrior | None, heads: int = 64, start: Path | str | None = None) -> None:
         torch.manual_seed(options.seed)
         self.data = load_heads(options.data, options.limit, options.seed)
+        self.ears = part_pixels(options.data, EAR, options.limit)
         self.held_out = load_heads(options.validation, 4, options.seed + 1, input_views=(0,)) if options.validation else None
         self.prior, self.settings, self.folder = prior, RestorationSettings(), options.out / "heads"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -129,17 +147,25 @@ class PhiRecipe:
         self.phi = DetailPreservationUNet(config_for(self.current[0])) if start is None else load_detail_unet(start)
         self.phi.checkpointing = False
         self.module, self.network = PhiLoss(self.phi), self.phi
-        self.drawn = 0
+        self.drawn, self.mirror = 0, False
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Any]:
         """Draw count x `RAYS` true rays of the present sitter from all views, and perhaps a view for the guidance."""
         if self.drawn and self.drawn % REPEAT == 0:
-            self.current = self._take(float(torch.rand((), generator=generator)) < FITTED, generator)
+            fitted, mirror = (float(x) for x in torch.rand(2, generator=generator))
+            self.current, self.mirror = self._take(fitted < FITTED, generator), mirror < 0.5
+            if self.mirror:
+                head, identity, _, guide = self.current
+                head = mirrored(head)
+                self.current = head, identity, phi_input(head), guide
         head, identity, planes, guide = self.current
         asked = guide if self.drawn % GUIDED == 0 else None
         self.drawn += 1
         offset, level = (float(x) for x in torch.rand(2, generator=generator))
-        rays = true_rays(self.data, identity, count * RAYS, generator) | {"planes": planes}
+        rays = true_rays(self.data, identity, count * RAYS, generator, self.ears[identity])
+        if self.mirror:
+            rays |= {name: rays[name] * rays[name].new_tensor([-1.0, 1.0, 1.0]) for name in ("origin", "direction")}
+        rays["planes"] = planes
         return {"head": head, "rays": rays, "guide": asked, "angles": draw_angles(0, 360 * offset, generator), "level": level}
 
     def _take(self, fitted: bool, generator: torch.Generator) -> tuple[Head, int, Tensor, Guide | None]:
@@ -159,8 +185,10 @@ class PhiRecipe:
         """Return the fitted head of an input row, made and kept if it is not there."""
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
-            with torch.enable_grad(), atomic_path(path) as temporary:
-                _answer(data, row, FIT_STEPS).save(temporary)
+            with torch.enable_grad():
+                head = _answer(data, row, FIT_STEPS)
+            with atomic_path(path) as temporary:
+                reduced(head).save(temporary)
         return Head.load(path)
 
     @torch.no_grad()
@@ -205,18 +233,30 @@ class PhiRecipe:
         return {"channels": self.phi.config.channels}
 
 
+def reduced(head: Head) -> Head:
+    """Return the head with colours as fine as its shape: what phi reads, a quarter of the memory."""
+    shape, colour = head.geometry.planes, to_neutral(head.appearance.planes)
+    if head.appearance is head.geometry:
+        return head
+    small = F.interpolate(colour, size=shape.shape[3:5], mode="area")
+    return head.with_planes(appearance=head.appearance.with_planes(to_channels_last(small, shape.shape[2])))
+
+
 def _answer(data: HeadDataset, row: int, fit_steps: int) -> Head:
     """Run stage 1 on an input row."""
     return StarterPrior().initialise(portrait_of(data, row), PriorSettings(fit_steps=fit_steps), cpu_context(row))
 
 
-def true_rays(data: HeadDataset, identity: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+def true_rays(data: HeadDataset, identity: int, count: int, generator: torch.Generator, ears: Tensor | None = None) -> dict[str, Tensor]:
     """Draw pixels of all views of an identity: origin, direction (N, 3) in head units, straight colour (N, 4), depth (N,), 0: empty.
 
-    places (4, N) in [0, 1]: where along the rays points are looked at.
+    places (4, N) in [0, 1]: where along the rays points are looked at; ears (K, 3): view, y and x of pixels that a share of the rays hits.
     """
     view = torch.randint(0, data.rgba.shape[1], (count,), generator=generator)
     y, x = torch.randint(0, data.size, (2, count), generator=generator)
+    if ears is not None and len(ears):
+        some = min(round(EARS * count), len(ears))
+        view[:some], y[:some], x[:some] = ears[torch.randint(0, len(ears), (some,), generator=generator)].T
     camera = data.cameras[identity, view]
     plane = (torch.stack([x, y], -1) + 0.5) / data.size * 2 - 1
     local = torch.cat([plane / (2 * focal_pixels(1)), torch.ones(count, 1)], 1)
