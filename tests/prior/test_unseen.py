@@ -11,17 +11,8 @@ import torch
 from portrait_backend.painting.surface import ReferenceView, SurfacePoints, points_around, sample_rays, silhouette
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.clean_shape import clean_occupancy, grown
-from portrait_backend.prior.unseen import (
-    Kinds,
-    above_collar,
-    continued,
-    hairness,
-    nape,
-    skin_share,
-    unseen_colours,
-    without_colour,
-    wrapped,
-)
+from portrait_backend.prior.skin_and_clothes import Kinds, above_collar, nape, skin_share
+from portrait_backend.prior.unseen import continued, hairness, unseen_colours, without_colour, wrapped
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.density_grid import DensityGrid
 from portrait_backend.radiance.picture import PictureLattice
