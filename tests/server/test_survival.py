@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -56,6 +57,17 @@ def test_an_idle_worker_that_is_killed_is_replaced(server: Server) -> None:
     server.wait(client, client.submit(photo(), DRAFT).id)
     server.kill_worker()
     assert server.wait(client, client.submit(photo(), DRAFT).id).state == "completed" and len(server.workers) == 2
+
+
+def test_a_job_that_a_dying_worker_never_began_is_done_by_the_next(server: Server) -> None:
+    client = server.client()
+    server.wait(client, client.submit(photo(), DRAFT).id)
+    os.kill(server.workers[-1], signal.SIGSTOP)  # it takes the job and is silent
+    job = client.submit(photo(), DRAFT)
+    wait_for(lambda: client.job(job.id).state == "running", "the job to be handed out", 10)
+    server.kill_worker()
+    assert server.wait(client, job.id).state == "completed" and len(server.workers) == 2
+    assert runs(server.folder(job.id)) == list(STAGES)
 
 
 def test_killed_while_it_was_being_cancelled_is_cancelled(server: Server) -> None:

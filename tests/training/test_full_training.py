@@ -125,7 +125,7 @@ def test_a_dry_run_counts_the_real_sizes(what: str, learning: float, frozen: flo
 
 def test_a_dry_run_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "phi", "--dry-run"]) == 0
-    assert "0.7 M parameters learn" in capsys.readouterr().out
+    assert "1.8 M parameters learn" in capsys.readouterr().out
     assert main(["train", "phi"]) == 2 and "--data" in capsys.readouterr().err
     assert main(["train", "codec", "--dry-run"]) == 2 and "no estimate" in capsys.readouterr().err
 

@@ -250,7 +250,7 @@ class Jobs:
         self._end(job, "failed", error=p.ErrorInfo("worker-died", what, hint, retryable=True))
 
     def lost(self, job: str, how: str) -> None:
-        """A job's worker on another machine is gone: the job waits for the next one, unless it has been interrupted too often."""
+        """A job's worker on another machine, or one that hadn't begun, is gone: it waits for the next, unless interrupted too often."""
         record = self._find(job)
         if record is None or record.info.state != "running" or record.interruptions >= MAX_INTERRUPTIONS:
             self.died(job, how)

@@ -39,6 +39,8 @@ class Device:
     info: b.DeviceInfo | None = None
     ready: bool = False
     job: str | None = None
+    begun: bool = False
+    """Whether it has said a word about that job."""
     heard: float = 0.0
     cancelled: float | None = None
     failures: int = 0
@@ -73,6 +75,7 @@ class Pool:
             device.info, device.ready = message.device, message.waiting
             device.failures, device.problem = 0, None
         elif isinstance(message, b.Update):
+            device.begun = True
             self._jobs.progress(message)
         elif isinstance(message, b.Failed) and not message.job:
             device.problem = message.error
@@ -147,7 +150,7 @@ class Pool:
     def _hand_out(self, device: Device) -> None:
         record = self._jobs.next_job()
         if record is not None:
-            device.job = record.info.id
+            device.job, device.begun = record.info.id, False
             self._send(device, self._jobs.start(record))
 
     def _send(self, device: Device, message: b.BackstageMessage) -> None:
@@ -159,10 +162,10 @@ class Pool:
 
     def _bury(self, device: Device, how: str) -> None:
         log.error("the worker for %s is gone: %s", device.name, how)
-        job, ready = device.job, device.ready
+        job, ready, begun = device.job, device.ready, device.begun
         self._end(device)
-        if job is not None:
-            (self._jobs.lost if self._executor.elsewhere else self._jobs.died)(job, how)
+        if job is not None:  # a worker that was dying when it got the job hasn't touched it: the next one does it
+            (self._jobs.died if begun and not self._executor.elsewhere else self._jobs.lost)(job, how)
         elif not ready:
             device.failures += 1
             device.info = None  # what was known of it doesn't hold any more
