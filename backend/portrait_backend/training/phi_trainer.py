@@ -41,12 +41,12 @@ RAYS, REPEAT = 2048, 2
 FITTED, FIT_STEPS = 0.95, 20
 """Share of heads that are fitted to their photo; steps of that fit."""
 EARS = 0.15
-"""Share of rays that hit an ear, where the data set says what is one: thin as it is, few random rays do, and a mean head has none."""
+"""Share of rays that hit an ear, where the data set says what is one: few random rays do."""
 COLOUR, MATTE, DEPTH, SOLID, VARIATION, GUIDANCE = 2.0, 1.0, 2.0, 1.0, 0.05, 0.05
 """Weights. The guidance is weak: the true views say the same, and better. Colours are judged as where the prior was trained: phi must
 not turn its means into medians."""
 GUIDED = 30
-"""The diffusion prior is asked every so many steps: it costs as much as ten others."""
+"""The diffusion prior is asked every so many steps."""
 GRID = 64
 """Resolution of the lattice that places the samples."""
 NEAR, FAR = 2.15, 3.3
@@ -143,7 +143,7 @@ class PhiRecipe:
         generator = torch.Generator().manual_seed(options.seed)
         new = [k for k in torch.randperm(len(self.data), generator=generator).tolist() if k not in there]
         self.fitted = [*there, *new][:heads]
-        self.current: tuple[Head, int, Tensor, Guide | None] = self._take(False, generator)
+        self.current: tuple[Head, int, Tensor, Guide | None] = self._take(False, False, generator)
         self.phi = DetailPreservationUNet(config_for(self.current[0])) if start is None else load_detail_unet(start)
         self.phi.checkpointing = False
         self.module, self.network = PhiLoss(self.phi), self.phi
@@ -153,11 +153,8 @@ class PhiRecipe:
         """Draw count x `RAYS` true rays of the present sitter from all views, and perhaps a view for the guidance."""
         if self.drawn and self.drawn % REPEAT == 0:
             fitted, mirror = (float(x) for x in torch.rand(2, generator=generator))
-            self.current, self.mirror = self._take(fitted < FITTED, generator), mirror < 0.5
-            if self.mirror:
-                head, identity, _, guide = self.current
-                head = mirrored(head)
-                self.current = head, identity, phi_input(head), guide
+            self.mirror = mirror < 0.5
+            self.current = self._take(fitted < FITTED, self.mirror, generator)
         head, identity, planes, guide = self.current
         asked = guide if self.drawn % GUIDED == 0 else None
         self.drawn += 1
@@ -168,17 +165,19 @@ class PhiRecipe:
         rays["planes"] = planes
         return {"head": head, "rays": rays, "guide": asked, "angles": draw_angles(0, 360 * offset, generator), "level": level}
 
-    def _take(self, fitted: bool, generator: torch.Generator) -> tuple[Head, int, Tensor, Guide | None]:
-        """Draw a head, fitted or as the network answers, on the CPU: the head, its identity, what phi reads, the guide."""
+    def _take(self, fitted: bool, mirror: bool, generator: torch.Generator) -> tuple[Head, int, Tensor, Guide | None]:
+        """Draw a head, fitted or as the network answers, perhaps mirrored: the head, its identity, what phi reads, the guide."""
         count = len(self.fitted) if fitted else len(self.data.input_id)
         drawn = int(torch.randint(0, count, (), generator=generator))
         identity = self.fitted[drawn] if fitted else int(self.data.input_id[drawn])
         rows = (self.data.input_id == identity).nonzero()[:, 0]
         row = int(rows[identity % len(rows)]) if fitted else drawn
         head = self._fitted(self.data, row, f"{identity:05d}") if fitted else _answer(self.data, row, 0)
+        head = mirrored(head) if mirror else head
         guide = None
         if self.prior is not None:
-            guide = Guide(self.prior, self.settings, reference_image(portrait_of(self.data, row)), generator)
+            reference = reference_image(portrait_of(self.data, row))
+            guide = Guide(self.prior, self.settings, reference.flip(-1) if mirror else reference, generator)
         return head, identity, phi_input(head), guide
 
     def _fitted(self, data: HeadDataset, row: int, name: str) -> Head:
