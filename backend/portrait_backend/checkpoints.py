@@ -176,7 +176,8 @@ def write_views(views: Sequence[ProjectedView], path: Path) -> None:
     """Write posed images."""
     tensors: dict[str, Tensor] = {}
     for index, view in enumerate(views):
-        tensors |= {f"{index}.{name}": getattr(view, name) for name in ("image", "matte", "valid")}
+        maps = {name: getattr(view, name) for name in ("image", "matte", "valid", "change")}
+        tensors |= {f"{index}.{name}": value for name, value in maps.items() if value is not None}
         tensors |= _camera_tensors(f"{index}.camera", view.camera)
     _write(path, tensors, {"views": [{"size": _size(v.camera), "priority": v.priority, "weight": v.weight} for v in views]})
 
@@ -190,7 +191,8 @@ def read_views(path: Path) -> tuple[ProjectedView, ...]:
     for index, record in enumerate(other["views"]):
         camera = _camera(f"{index}.camera", tensors, record["size"])
         image, matte, valid = (tensors[f"{index}.{name}"] for name in ("image", "matte", "valid"))
-        found.append(ProjectedView(image, matte, valid, camera, record["priority"], record["weight"]))
+        change = tensors.get(f"{index}.change")
+        found.append(ProjectedView(image, matte, valid, camera, record["priority"], record["weight"], change))
     return tuple(found)
 
 

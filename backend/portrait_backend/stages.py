@@ -34,7 +34,7 @@ def _refinement(head: Head | None, portrait: Portrait, settings: Any, context: C
     if head is None:
         raise ValueError("the refinement needs a head to refine")
     refined = refine(head, portrait, settings, context, state=context.state)
-    views = (ProjectedView(v.image, v.matte, v.valid, v.camera, REFINED_PRIORITY) for v in refined.views)
+    views = (ProjectedView(v.image, v.matte, v.valid, v.camera, REFINED_PRIORITY, change=v.change) for v in refined.views)
     return Made(head=refined.head, views=tuple(views))
 
 

@@ -187,6 +187,7 @@ def test_the_shape_of_a_texture_job_is_its_parents() -> None:
 def test_checkpoints_are_exact(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(1)
     view = ProjectedView(torch.rand(6, 8, 3, generator=generator), torch.rand(6, 8), torch.ones(6, 8), _camera(8, 6), 3, 0.25)
+    relative = replace(view, change=torch.rand(6, 8, 3, generator=generator))
     rng = np.random.default_rng(1)
     mesh = HeadMesh(
         rng.random((5, 3), np.float32),
@@ -197,11 +198,11 @@ def test_checkpoints_are_exact(tmp_path: Path) -> None:
     )
     portrait = replace(fake_parts.portrait("Ünï.png"), landmarks=torch.rand(468, 2, dtype=torch.float64), yaw=1 / 3)
     store = Checkpoints(tmp_path / "a/b")
-    store.save("mesh", Checkpoint(Made(portrait=portrait, views=(view,), mesh=mesh), {"x": [1, 2.5, None]}, {"seconds": 1}))
+    store.save("mesh", Checkpoint(Made(portrait=portrait, views=(view, relative), mesh=mesh), {"x": [1, 2.5, None]}, {"seconds": 1}))
     found = store.find("mesh", {"x": (1, 2.5, None)})
     assert found is not None and found.timing == {"seconds": 1} and found.made.head is None
     assert store.find("mesh", {"x": [1, 2.5, 0]}) is None and store.find("prior", {}) is None
-    for made, original in ((found.made.mesh, mesh), (found.made.portrait, portrait), (found.made.views[0], view)):  # type: ignore[index]
+    for made, original in ((found.made.mesh, mesh), (found.made.portrait, portrait), *zip(found.made.views, (view, relative), strict=True)):  # type: ignore[arg-type]
         for item in fields(original):
             _same(getattr(made, item.name), getattr(original, item.name))
 

@@ -134,6 +134,39 @@ def test_views_fill_what_the_photo_did_not_see(head_mesh: HeadMesh) -> None:
     assert (colours - before)[front].abs().max() < 0.02
 
 
+def test_a_change_is_added_to_the_fields_own_detail(head_mesh: HeadMesh) -> None:
+    """Coarse views say how much lighter the back is; the field's stripes, finer than a view's pixel, stay."""
+
+    class Striped(HeadField):
+        def colour(self, points: torch.Tensor) -> torch.Tensor:
+            return super().colour(points) * 0.5 + 0.2 + 0.03 * torch.sin(points[:, 1:2] / 0.004)
+
+    photo, camera = photo_view(portrait_of(HeadField(floater=False, cavity=False))), Camera.orbit(180, 0, 32)
+    flat = torch.full((32, 32, 3), 0.5)
+    change = torch.full((32, 32, 3), 0.2)
+    lighter, covering = (
+        ProjectedView(flat, torch.ones(32, 32), torch.ones(32, 32), camera, change=how) for how in (change, None)
+    )
+    plain, relative, absolute = (
+        points_and_colours(head_mesh, bake_texture(surface_of(head_mesh), Striped(), [photo, *more], SIZE, cpu_context()))
+        for more in ((), (lighter,), (covering,))
+    )
+    back = (plain[0][:, 2] < -0.25) & (plain[1][:, 2] < -0.9) & (plain[0][:, 1] > 0)
+    difference = (relative[2] - plain[2])[back]
+    assert int(back.sum()) > 100
+    assert float(difference.mean()) == pytest.approx(0.2, abs=0.02) and float(difference.std()) < 0.03
+    assert float(absolute[2][back].std()) < 0.5 * float(relative[2][back].std())
+
+
+def test_views_of_one_priority_are_of_one_kind(head_mesh: HeadMesh) -> None:
+    maps = (torch.zeros(8, 8, 3), torch.ones(8, 8), torch.ones(8, 8), Camera.orbit(0, 0, 8))
+    views = [ProjectedView(*maps), ProjectedView(*maps, change=torch.zeros(8, 8, 3))]
+    with pytest.raises(ValueError, match="one priority"):
+        bake_texture(surface_of(head_mesh), HeadField(), views, SIZE, cpu_context())
+    with pytest.raises(ValueError, match="change"):
+        ProjectedView(*maps, change=torch.zeros(4, 8, 3))
+
+
 def test_retexturing_a_finished_mesh_gives_the_same_texture(head_mesh: HeadMesh) -> None:
     surface = surface_of(head_mesh)
     views = [photo_view(portrait_of(HeadField(floater=False, cavity=False)))]

@@ -17,10 +17,8 @@ from portrait_backend.prior.hair_colour import (
     photo_hair_colour,
     share_above,
 )
-from portrait_backend.prior.hair_grain import with_grain
 from portrait_backend.prior.hair_strands import along_flow, hair_flow, measure_strands, on_capsule, strand_factors
 from portrait_backend.prior.unseen import hairness
-from portrait_backend.radiance.analytic import ellipsoid_head
 from portrait_backend.radiance.cameras import Camera
 
 HAIR, SKIN = torch.tensor([0.3, 0.1, 0.05]), torch.tensor([0.8, 0.6, 0.5])
@@ -102,24 +100,6 @@ def test_the_style_follows_contrast_fineness_and_direction_of_the_photo(portrait
     curly = measure_strands(replace(portrait, rgba=rgba.clamp(0, 1)), hair)
     assert curly and curly.length < 0.7 * strong.length
     assert measure_strands(portrait, torch.zeros(512, 512, dtype=torch.bool)) is None
-
-
-def test_the_texture_gets_the_photos_grain_where_hair_is(portrait: Portrait) -> None:
-    head = ellipsoid_head((0.27, 0.36, 0.3), channels=8, hidden=16, size=32)
-    rgba = portrait.rgba.clone()
-    rgba[..., :3] *= 1 + 0.1 * torch.randn(512, 512, 1, generator=torch.Generator().manual_seed(0))
-    fields = [with_grain(head, replace(portrait, rgba=rgba.clamp(0, 1)), torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
-    angle = torch.linspace(-1, 1, 3000)
-    back = torch.stack([0.27 * torch.sin(angle), 0.1 + 0 * angle, -0.29 * torch.cos(angle)], -1)
-    face = back * torch.tensor([0.3, -1.0, -1.0])
-    for points, changes in ((back, True), (face, False)):
-        one, same, other = (field.colour(points) for field in fields)
-        assert torch.equal(one, same) and torch.equal(one, other) is not changes
-        relative = (one / head.colour(points) - 1)[:, 0]
-        assert float(relative.std()) == pytest.approx(0.05 if changes else 0, abs=0.03)
-        torch.testing.assert_close(fields[0].density(points), head.density(points))
-    bald = replace(portrait, rgba=portrait.rgba * torch.tensor([1.0, 1.0, 1.0, 0.0]))
-    assert with_grain(head, bald, torch.Generator()) is head
 
 
 def test_strands_have_the_ramps_colours_and_run_along_the_flow(portrait: Portrait) -> None:

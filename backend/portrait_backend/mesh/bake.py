@@ -62,6 +62,19 @@ class _Points:
         return _Points(self.position[index], self.normal[index], self.smooth_normal[index])
 
 
+class _Layer:
+    """Views of one priority; relative: they say what to change in the field's own colours."""
+
+    def __init__(self, projectors: list[Projector]) -> None:
+        kinds = {projector.view.change is not None for projector in projectors}
+        if len(kinds) > 1:
+            raise ValueError("views of one priority must all be colours or all be changes of the field's")
+        self.projectors, self.relative = projectors, kinds == {True}
+
+    def blend(self, points: _Points) -> tuple[Tensor, Tensor]:
+        return blend_views(self.projectors, points.position, points.normal, points.smooth_normal)
+
+
 @torch.no_grad()
 def bake_texture(surface: Surface, field: Field, views: Sequence[ProjectedView], size: int, context: Context) -> NDArray[np.uint8]:
     """Return the texture (size, size, 3) uint8, row 0 on top, of a surface seen in `views` and coloured by `field` elsewhere.
@@ -70,7 +83,7 @@ def bake_texture(surface: Surface, field: Field, views: Sequence[ProjectedView],
     """
     vertices, faces = torch.from_numpy(surface.vertices).float(), torch.from_numpy(surface.faces)
     layers = [
-        [Projector(view, vertices, faces) for view in views if view.priority == priority]
+        _Layer([Projector(view, vertices, faces) for view in views if view.priority == priority])
         for priority in sorted({view.priority for view in views}, reverse=True)
     ]
     at_vertices = _vertex_points(surface)
@@ -121,15 +134,17 @@ def _field_colour(field: Field, points: _Points, context: Context) -> Tensor:
     return torch.cat(colours) if colours else inner.new_zeros(0, 3)
 
 
-def _match_layers(surface: Surface, field: Field, layers: list[list[Projector]], points: _Points, context: Context) -> list[Tensor]:
+def _match_layers(surface: Surface, field: Field, layers: list[_Layer], points: _Points, context: Context) -> list[Tensor]:
     """Return one offset (V, 3) per layer below the first, the field last."""
     known, trust = torch.zeros(len(points.position), 3), torch.zeros(len(points.position))
+    own = _field_colour(field, points, context)
     offsets = []
     for number, layer in enumerate([*layers, None]):
         if layer is None:
-            colour, reach = _field_colour(field, points, context), torch.ones(len(trust))
+            colour, reach = own, torch.ones(len(trust))
         else:
-            colour, reach = blend_views(layer, points.position, points.normal, points.smooth_normal)
+            colour, reach = layer.blend(points)
+            colour = own + colour if layer.relative else colour
         if number > 0:
             both = (trust * reach).double().numpy()
             offset = diffuse_offset(surface.vertices, surface.faces, (known - colour).double().numpy(), both, colour.double().numpy())
@@ -169,15 +184,19 @@ def diffuse_offset(vertices: FloatArray, faces: IntArray, difference: FloatArray
     return np.stack([solver.solve(right[:, k]) for k in range(3)], axis=1)
 
 
-def _composite(points: _Points, offsets: Sequence[Tensor], layers: list[list[Projector]], field: Field, context: Context) -> Tensor:
+def _composite(points: _Points, offsets: Sequence[Tensor], layers: list[_Layer], field: Field, context: Context) -> Tensor:
     """Lay the layers over each other at the texels: colours (n, 3)."""
     count = len(points.position)
     colours, open_share = torch.zeros(count, 3), torch.ones(count)
+    own: Tensor | None = None
     for number, layer in enumerate(layers):
+        if layer.relative and own is None:
+            own = _colour_where(open_share > NEGLIGIBLE, field, points, context)
         for start in range(0, count, TEXELS_PER_CHUNK):
             part = slice(start, start + TEXELS_PER_CHUNK)
-            chunk = points[part]
-            colour, trust = blend_views(layer, chunk.position, chunk.normal, chunk.smooth_normal)
+            colour, trust = layer.blend(points[part])
+            if layer.relative and own is not None:
+                colour = colour + own[part]
             if number > 0:
                 colour = colour + offsets[number - 1][part]
             share = open_share[part] * trust
@@ -185,6 +204,13 @@ def _composite(points: _Points, offsets: Sequence[Tensor], layers: list[list[Pro
             open_share[part] -= share
             context.report(2, 4)
     rest = open_share > NEGLIGIBLE
-    colour = _field_colour(field, points[rest], context)
-    colours[rest] += open_share[rest, None] * ((colour + offsets[-1][rest]) if layers else colour).clamp(0, 1)
+    colour = _colour_where(rest, field, points, context) if own is None else own
+    colours[rest] += open_share[rest, None] * ((colour + offsets[-1]) if layers else colour)[rest].clamp(0, 1)
+    return colours
+
+
+def _colour_where(wanted: Tensor, field: Field, points: _Points, context: Context) -> Tensor:
+    """Return the field's colours (n, 3) at the points that are wanted (n,) bool, 0 at the others."""
+    colours = torch.zeros(len(wanted), 3)
+    colours[wanted] = _field_colour(field, points[wanted], context)
     return colours

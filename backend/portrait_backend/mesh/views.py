@@ -31,8 +31,9 @@ DEPTH_EDGE = 0.03
 """Depth range (head units) in 3 x 3 pixels that makes a depth edge; a surface at 80 degrees stays below."""
 DEPTH_BIAS = 0.006
 """A point this much behind the z-buffer (head units) still counts as seen."""
-COSINE_FEATHER = (0.2, 0.6)
-"""Cosine between normal and direction to the camera over which trust rises from 0 to 1 (78 to 53 degrees)."""
+COSINE_FEATHER = (0.3, 0.65)
+"""Cosine between normal and direction to the camera over which trust rises from 0 to 1 (73 to 49 degrees): pixels that look at a place
+more askew are smeared over it."""
 
 
 FRONTALITY = 16
@@ -48,6 +49,9 @@ class ProjectedView:
     """A posed image to bake: image (H, W, 3) foreground colours in [0, 1], matte (H, W), valid (H, W), its camera.
 
     Views of higher priority cover those of lower; equal ones are averaged by `weight`, trust and how squarely they look at the point.
+
+    change (H, W, 3): how the image differs from the field's own colours. Where it is given the bake adds it to those: they are finer in
+    a texture than in any view. Views of one priority all have it or all lack it.
     """
 
     image: Tensor
@@ -56,6 +60,7 @@ class ProjectedView:
     camera: Camera
     priority: int = 0
     weight: float = 1.0
+    change: Tensor | None = None
 
     def __post_init__(self) -> None:
         size = (self.camera.height, self.camera.width)
@@ -64,6 +69,8 @@ class ProjectedView:
                 f"ProjectedView needs image {(*size, 3)}, matte and valid {size} to fit its camera, "
                 f"got {tuple(self.image.shape)}, {tuple(self.matte.shape)}, {tuple(self.valid.shape)}"
             )
+        if self.change is not None and self.change.shape != self.image.shape:
+            raise ValueError(f"ProjectedView needs a change like its image {tuple(self.image.shape)}, got {tuple(self.change.shape)}")
 
 
 def photo_view(portrait: Portrait) -> ProjectedView:
@@ -91,15 +98,16 @@ class Projector:
         edge = ~torch.isfinite(high) | (high - low > DEPTH_EDGE)
         solid = (view.matte >= SOLID_MATTE) & (view.valid >= 0.5)
         trust = _rise(solid, MATTE_FEATHER, scale)
+        shown = view.image if view.change is None else view.change
         self.maps = torch.cat(
-            [view.image.permute(2, 0, 1), torch.stack([trust * _rise(~edge, feather, scale) for feather in (FAR_FEATHER, NEAR_FEATHER)])]
+            [shown.permute(2, 0, 1), torch.stack([trust * _rise(~edge, feather, scale) for feather in (FAR_FEATHER, NEAR_FEATHER)])]
         )
         window = 2 * round(EDGE_REACH * scale) + 1
         nearest = -F.max_pool2d(-depth[None, None], window, stride=1, padding=window // 2)[0, 0]
         self.depths = torch.stack([torch.where(torch.isfinite(high), high, depth.nan_to_num(posinf=0.0)), nearest.nan_to_num(posinf=0.0)])
 
     def sample(self, points: Tensor, normals: Tensor, smooth_normals: Tensor) -> tuple[Tensor, Tensor]:
-        """Return colours (N, 3) and trust (N,) in [0, 1] of points (N, 3) with unit normals (N, 3).
+        """Return colours, or their changes, (N, 3) and trust (N,) in [0, 1] of points (N, 3) with unit normals (N, 3).
 
         smooth_normals (N, 3), the low-frequency normals, decide the feathering by angle; the true ones only cull.
         """
@@ -125,7 +133,7 @@ def _rise(region: Tensor, feather: tuple[float, float], scale: float) -> Tensor:
 
 
 def blend_views(projectors: list[Projector], points: Tensor, normals: Tensor, smooth_normals: Tensor) -> tuple[Tensor, Tensor]:
-    """Average views of equal priority: colours (N, 3) weighted by squared trust and a power of the cosine, and joint trust (N,)."""
+    """Average views of equal priority: colours, or their changes, (N, 3) weighted by squared trust and a power of the cosine, and joint trust (N,)."""
     total, weights, doubt = torch.zeros(len(points), 3), torch.zeros(len(points), 1), torch.ones(len(points))
     for projector in projectors:
         colour, trust = projector.sample(points, normals, smooth_normals)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from portrait_backend.context import Context
     from portrait_backend.portrait.types import Portrait
-    from portrait_backend.prior.hair_grain import GrainedField
+    from portrait_backend.prior.texture_field import TextureField
     from portrait_backend.radiance.head import Head
     from portrait_shared.settings import PriorSettings
 
@@ -61,13 +61,13 @@ def create_prior(name: str) -> Prior:
     return made
 
 
-def for_texture(name: str, head: Head, portrait: Portrait, generator: torch.Generator) -> Head | GrainedField:
-    """Return a provider's head as its texture takes it: the starter's unseen hair gets the photo's grain, which its planes can't hold."""
+def for_texture(name: str, head: Head, portrait: Portrait, generator: torch.Generator) -> Head | TextureField:
+    """Return a provider's head as its texture takes it: the starter's gets detail that its planes can't hold."""
     if name != "starter":
         return head
-    from portrait_backend.prior.hair_grain import with_grain
+    from portrait_backend.prior.texture_field import with_detail
 
-    return with_grain(head, portrait, generator)
+    return with_detail(head, portrait, generator)
 
 
 def prior_inputs(settings: PriorSettings) -> dict[str, str]:

@@ -64,20 +64,20 @@ def measure_strands(portrait: Portrait, hair: Tensor) -> StrandStyle | None:
         return None
     colour = portrait.rgba[..., :3].contiguous().numpy()
     inside = mask > 0
-    mean = _blur(colour, mask, BAND_EDGES[-1]).clip(1e-3)
+    mean = masked_blur(colour, mask, BAND_EDGES[-1]).clip(1e-3)
     light = colour.mean(-1) / mean.mean(-1)
-    blurred = [_blur(light[..., None], mask, deviation)[..., 0] for deviation in BAND_EDGES]
+    blurred = [masked_blur(light[..., None], mask, deviation)[..., 0] for deviation in BAND_EDGES]
     strength = np.array([float((fine - coarse)[inside].std()) for fine, coarse in pairwise(blurred)])
-    ratio = (_blur(colour, mask, BAND_EDGES[0]) / mean)[inside]
+    ratio = (masked_blur(colour, mask, BAND_EDGES[0]) / mean)[inside]
     order = np.argsort(ratio.mean(-1), kind="stable")
     ramp = np.stack([part.mean(0) for part in np.array_split(ratio[order], RAMP)])
     bands = strength / max(float(np.linalg.norm(strength)), 1e-6)
-    grain = float((_blur(light[..., None], mask, FINEST)[..., 0] - blurred[0])[inside].std())
+    grain = float((masked_blur(light[..., None], mask, FINEST)[..., 0] - blurred[0])[inside].std())
     length = 1 + LONGEST * _coherence(light, inside)
     return StrandStyle(torch.from_numpy(ramp / ramp.mean(0)).float(), tuple(bands.tolist()), length, grain)
 
 
-def _blur(values: Array, mask: Array, deviation: float) -> Array:
+def masked_blur(values: Array, mask: Array, deviation: float) -> Array:
     """Gaussian mean of values (H, W, C) over the mask (H, W)."""
     total = cv2.GaussianBlur(values * mask[..., None], (0, 0), deviation)
     weight = cv2.GaussianBlur(mask, (0, 0), deviation)
@@ -110,12 +110,12 @@ def strand_factors(points: Tensor, style: StrandStyle, generator: torch.Generato
 def along_flow(points: Tensor, noise: Tensor, cell: float, length: float) -> Tensor:
     """Average periodic noise (n, n, n), `cell` head units apart, over `length` of the flow line through each point (N, 3): (N,)."""
     start = on_capsule(points)
-    total = _lookup(noise, start / cell)
+    total = noise_at(noise, start / cell)
     for way in (1.0, -1.0):
         at = start
         for _ in range(STEPS):
             at = on_capsule(at + way * length / (2 * STEPS) * hair_flow(at))
-            total = total + _lookup(noise, at / cell)
+            total = total + noise_at(noise, at / cell)
     return total / (2 * STEPS + 1)
 
 
@@ -136,7 +136,7 @@ def hair_flow(points: Tensor) -> Tensor:
     return F.normalize(away * high + (1 - high) * points.new_tensor([0.0, -1.0, 0.0]), dim=-1)
 
 
-def _lookup(noise: Tensor, cells: Tensor) -> Tensor:
+def noise_at(noise: Tensor, cells: Tensor) -> Tensor:
     """Trilinear sample (N,) of a periodic lattice (n, n, n) at cell coordinates (N, 3)."""
     n = noise.shape[0]
     wrapped = F.pad(noise[None, None], (0, 1, 0, 1, 0, 1), mode="circular")

@@ -40,7 +40,7 @@ LATENTS, FACTOR = 4, 4
 class RefinedView:
     """A refined image to bake: foreground colours (S, S, 3) in [0, 1], matte (S, S), camera, steps away from the photo's view.
 
-    valid (S, S): where it shows more than the head's own colours.
+    valid (S, S): where it shows more than the head's own colours; change (S, S, 3): how it differs from these.
     """
 
     image: Tensor
@@ -48,6 +48,7 @@ class RefinedView:
     valid: Tensor
     camera: Camera
     order: int
+    change: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -226,8 +227,8 @@ class _Refinement:
     def _refined_views(self) -> tuple[RefinedView, ...]:
         """The kept images with the render's silhouette, without the photo's own view (the bake has the photo itself).
 
-        They were made at the denoiser's size. For the texture the head is rendered finer, and what they change is added to that:
-        a texture of 256 px images alone is softer than the head's own colours.
+        They were made at the denoiser's size. The head is rendered finer, and what they change is added to that. The bake takes the change
+        alone: it lays it over colours that are as fine as the texture.
         """
         refined, head, grid = [], self.psi.head(), self.psi.grid()
         size = max(self.settings.texture_views, self.settings.image_size)
@@ -240,8 +241,9 @@ class _Refinement:
             change = state.image - F.interpolate(shown, size=state.image.shape[2:], mode="area")
             image = shown + F.interpolate(change, size=(size, size), mode="bicubic", align_corners=False)
             new = F.interpolate(state.new, size=(size, size), mode="bilinear", align_corners=False)[0, 0]
-            maps = [x.cpu().float() for x in (_straight(image, out.alpha), out.alpha, new)]
-            refined.append(RefinedView(maps[0], maps[1], maps[2], camera.to(torch.device("cpu")), view.order))
+            straight = _straight(image, out.alpha)
+            maps = [x.cpu().float() for x in (straight, out.alpha, new, straight - _straight(shown, out.alpha))]
+            refined.append(RefinedView(maps[0], maps[1], maps[2], camera.to(torch.device("cpu")), view.order, maps[3]))
             self.context.report(self.steps, self.steps)
         return tuple(refined)
 

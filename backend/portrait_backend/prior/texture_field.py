@@ -1,0 +1,58 @@
+"""A head as its texture takes it: with detail that the photo does not show and the field's colour planes can't hold.
+
+The field is wrapped for the bake, where the photo's own pixels lie over it; the head itself stays as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from portrait_backend.portrait.types import Portrait
+from portrait_backend.prior.ear_shade import EarShade
+from portrait_backend.prior.hair_colour import hair_pixels
+from portrait_backend.prior.hair_grain import HairGrain
+from portrait_backend.prior.hair_strands import measure_strands
+from portrait_backend.prior.skin_grain import SkinGrain, measure_skin
+from portrait_backend.radiance.head import Head
+
+
+class Detail(Protocol):
+    """One kind of detail."""
+
+    def factors(self, points: Tensor, colour: Tensor) -> Tensor:
+        """Return what the colours (N, 3) at points (N, 3) just below the surface are multiplied by: (N,)."""
+
+
+class TextureField:
+    """A head with detail on its colours; for meshing (`mesh.types.Field`)."""
+
+    def __init__(self, head: Head, details: tuple[Detail, ...]) -> None:
+        self.head, self.details = head, details
+        self.half_extent, self.surface_density = head.half_extent, head.surface_density
+
+    def density(self, points: Tensor) -> Tensor:
+        """The head's density (N,) per head unit at points (N, 3)."""
+        return self.head.density(points)
+
+    def colour(self, points: Tensor) -> Tensor:
+        """Colour (N, 3) in [0, 1] at points (N, 3)."""
+        colour = self.head.colour(points)
+        if not len(points):
+            return colour
+        factors = torch.stack([detail.factors(points, colour) for detail in self.details]).prod(0)
+        return (colour * factors[:, None]).clamp(0, 1)
+
+
+def with_detail(head: Head, portrait: Portrait, generator: torch.Generator) -> TextureField | Head:
+    """Return the head with grain as the photo's on its hair and skin, and with shade in its ears; itself where the photo shows neither."""
+    device, details = head.geometry.planes.device, list[Detail]()
+    style = measure_strands(portrait, hair_pixels(portrait))
+    if style is not None:
+        details.append(HairGrain(style, generator, device))
+    measured = measure_skin(portrait)
+    if measured is not None:
+        details += [SkinGrain(*measured, generator, device), EarShade(head, measured[1])]
+    return TextureField(head, tuple(details)) if details else head
