@@ -144,9 +144,7 @@ def test_a_change_is_added_to_the_fields_own_detail(head_mesh: HeadMesh) -> None
     photo, camera = photo_view(portrait_of(HeadField(floater=False, cavity=False))), Camera.orbit(180, 0, 32)
     flat = torch.full((32, 32, 3), 0.5)
     change = torch.full((32, 32, 3), 0.2)
-    lighter, covering = (
-        ProjectedView(flat, torch.ones(32, 32), torch.ones(32, 32), camera, change=how) for how in (change, None)
-    )
+    lighter, covering = (ProjectedView(flat, torch.ones(32, 32), torch.ones(32, 32), camera, change=how) for how in (change, None))
     plain, relative, absolute = (
         points_and_colours(head_mesh, bake_texture(surface_of(head_mesh), Striped(), [photo, *more], SIZE, cpu_context()))
         for more in ((), (lighter,), (covering,))

@@ -31,7 +31,7 @@ DEPTH_EDGE = 0.06
 """Depth range (head units) in 3 x 3 px that makes an edge, where the photo's colours are in doubt."""
 MATTE_FEATHER = 6.0
 """Pixels of 512 inside the solid matte over which trust rises from 0 to 1."""
-FACING, FACING_BLUR = (0.2, 0.55), 9
+FACING, FACING_BLUR = (0.16, 0.5), 9
 """Cosine between normal and direction to the camera over which trust rises from 0 to 1, of normals averaged over this many px:
 bumps of hair don't take away what the photo shows."""
 BEHIND = 0.02

@@ -30,8 +30,8 @@ GAP = 3
 """Radius in cells of gaps that are closed."""
 SHARPEN = 3.0
 """Factor on the log-odds: what is doubtful becomes empty or solid."""
-LOCK, FARTHEST = 1.2, 0.15
-"""Distance from the solid, in distances from its silhouette, up to which a missing pixel is filled; and at most, head units."""
+LOCK, THICK, FARTHEST = 1.2, 0.024, 0.15
+"""Distance from the solid up to which a missing pixel is filled: in distances from its silhouette, what is added to that, and at most (head units)."""
 DECIDED = 1.5
 """Least log-odds of what was decided, and of what is more than two cells from the surface."""
 BESIDE_EAR, COVERED = ((0.23, 0.25), (-0.11, 0.03), (-0.05, 0.07)), (0.25, 0.5)
@@ -57,6 +57,7 @@ def clean_occupancy(head: RadianceField, portrait: Portrait, grid: DensityGrid |
     solid = share > 0.5
     clean = _decided(solid, face > 0.5, ears > 0.5, y.numpy() < BELOW)
     clean |= grown(clean, portrait, points, 2 * head.half_extent / RESOLUTION)
+    clean |= _closed(clean) & ~(ears > 0.5)  # what was grown hangs together with the solid
     odds = SHARPEN * np.log(np.clip(share, 1e-3, 1 - 1e-3) / np.clip(1 - share, 1e-3, 1 - 1e-3))
     inside, outside = ndimage.binary_erosion(clean, iterations=2, border_value=1), ~ndimage.binary_dilation(clean, iterations=2)
     odds = np.where(clean, np.maximum(odds, np.where(inside, DECIDED, 0)), np.minimum(odds, np.where(outside, -DECIDED, 0)))
@@ -104,7 +105,7 @@ def grown(solid: Mask, portrait: Portrait, points: Tensor, cell: float) -> Mask:
     away = ndimage.distance_transform_edt(~shown) * pixel
     distance = ndimage.distance_transform_edt(~solid) * cell
     filled = (missing[row, column] & inside).reshape(solid.shape)
-    return np.asarray(filled & (distance <= LOCK * away[row, column].reshape(solid.shape) + cell) & (distance < FARTHEST))
+    return np.asarray(filled & (distance <= LOCK * away[row, column].reshape(solid.shape) + THICK) & (distance < FARTHEST))
 
 
 def _decided(solid: Mask, face: Mask, ears: Mask, below: Mask) -> Mask:
@@ -118,10 +119,13 @@ def _decided(solid: Mask, face: Mask, ears: Mask, below: Mask) -> Mask:
     if count == 0:
         return solid
     one = labels == np.bincount(labels.ravel())[1:].argmax() + 1
-    # the box's floor cuts the shoulders: without the padding a closing would eat into them
-    padded = np.pad(one, GAP, mode="edge")
-    closed = ndimage.binary_closing(padded, _ball(GAP))[GAP:-GAP, GAP:-GAP, GAP:-GAP]
-    return np.asarray(ndimage.binary_fill_holes((closed & ~ears) | one))
+    return np.asarray(ndimage.binary_fill_holes((_closed(one) & ~ears) | one))
+
+
+def _closed(solid: Mask) -> Mask:
+    """Return the solid (n, n, n) with gaps closed."""
+    padded = np.pad(solid, GAP, mode="edge")  # the box's floor cuts the shoulders: without it a closing would eat into them
+    return np.asarray(ndimage.binary_closing(padded, _ball(GAP))[GAP:-GAP, GAP:-GAP, GAP:-GAP])
 
 
 def _ball(radius: int) -> Mask:
