@@ -133,7 +133,7 @@ def _rise(region: Tensor, feather: tuple[float, float], scale: float) -> Tensor:
 
 
 def blend_views(projectors: list[Projector], points: Tensor, normals: Tensor, smooth_normals: Tensor) -> tuple[Tensor, Tensor]:
-    """Average views of equal priority: colours, or their changes, (N, 3) weighted by squared trust and a power of the cosine, and joint trust (N,)."""
+    """Average views of equal priority by squared trust and a power of the cosine: colours (or changes) (N, 3), joint trust (N,)."""
     total, weights, doubt = torch.zeros(len(points), 3), torch.zeros(len(points), 1), torch.ones(len(points))
     for projector in projectors:
         colour, trust = projector.sample(points, normals, smooth_normals)

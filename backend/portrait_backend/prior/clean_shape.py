@@ -30,8 +30,9 @@ GAP = 3
 """Radius in cells of gaps that are closed."""
 SHARPEN = 3.0
 """Factor on the log-odds: what is doubtful becomes empty or solid."""
-LOCK, THICK, FARTHEST = 1.2, 0.024, 0.15
-"""Distance from the solid up to which a missing pixel is filled: in distances from its silhouette, what is added to that, and at most (head units)."""
+LOCK, THICK, FARTHEST = 1.2, 0.012, 0.15
+"""Distance from the solid up to which a missing pixel is filled: in distances from its silhouette, what is added to that, and at most
+(head units)."""
 DECIDED = 1.5
 """Least log-odds of what was decided, and of what is more than two cells from the surface."""
 BESIDE_EAR, COVERED = ((0.23, 0.25), (-0.11, 0.03), (-0.05, 0.07)), (0.25, 0.5)
