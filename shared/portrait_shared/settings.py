@@ -127,7 +127,13 @@ class RefinementSettings:
     )
     image_size: int = setting(256, "Image size", "Width and height of the views while refining.", min=64, max=1024, step=64, unit="px")
     texture_views: int = setting(
-        512, "Texture view size", "Width and height at which the views reach the texture.", min=64, max=2048, step=64, unit="px"
+        256,
+        "Texture view size",
+        "Width and height of the views as ring pictures, and of what they change in the texture; at least the image size.",
+        min=64,
+        max=2048,
+        step=64,
+        unit="px",
     )
     iterations: int = setting(3, "Iterations", "Rounds over all views; 0 leaves the head alone.", min=0, max=1000, step=1)
     steps: int = setting(6, "Denoising steps", "DDIM steps per image.", min=1, max=100, step=1)
