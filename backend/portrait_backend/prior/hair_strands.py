@@ -109,7 +109,7 @@ def strand_factors(points: Tensor, style: StrandStyle, generator: torch.Generato
 
 def along_flow(points: Tensor, noise: Tensor, cell: float, length: float) -> Tensor:
     """Average periodic noise (n, n, n), `cell` head units apart, over `length` of the flow line through each point (N, 3): (N,)."""
-    start = on_capsule(points)
+    start, noise = on_capsule(points), periodic(noise)
     total = noise_at(noise, start / cell)
     for way in (1.0, -1.0):
         at = start
@@ -136,9 +136,13 @@ def hair_flow(points: Tensor) -> Tensor:
     return F.normalize(away * high + (1 - high) * points.new_tensor([0.0, -1.0, 0.0]), dim=-1)
 
 
-def noise_at(noise: Tensor, cells: Tensor) -> Tensor:
-    """Trilinear sample (N,) of a periodic lattice (n, n, n) at cell coordinates (N, 3)."""
-    n = noise.shape[0]
-    wrapped = F.pad(noise[None, None], (0, 1, 0, 1, 0, 1), mode="circular")
+def periodic(lattice: Tensor) -> Tensor:
+    """Return a lattice (n, n, n) with its first cells again behind its last, (n + 1, n + 1, n + 1), as `noise_at` reads it."""
+    return F.pad(lattice[None, None], (0, 1, 0, 1, 0, 1), mode="circular")[0, 0]
+
+
+def noise_at(lattice: Tensor, cells: Tensor) -> Tensor:
+    """Trilinear sample (N,) of a `periodic` lattice at cell coordinates (N, 3)."""
+    n = lattice.shape[0] - 1
     at = (cells % n) / n * 2 - 1
-    return F.grid_sample(wrapped, at[None, None, None], mode="bilinear", padding_mode="border", align_corners=True)[0, 0, 0, 0]
+    return F.grid_sample(lattice[None, None], at[None, None, None], mode="bilinear", padding_mode="border", align_corners=True)[0, 0, 0, 0]
