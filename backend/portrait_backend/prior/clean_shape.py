@@ -56,9 +56,10 @@ def clean_occupancy(head: RadianceField, portrait: Portrait, grid: DensityGrid |
     fine = ndimage.gaussian_filter(share, FACE_SMOOTHING, mode="nearest")
     share = np.where(empty, 0, smooth + np.maximum(face, ears) * (fine - smooth))
     solid = share > 0.5
-    clean = _decided(solid, face > 0.5, ears > 0.5, y.numpy() < BELOW)
-    clean |= grown(clean, portrait, points, 2 * head.half_extent / RESOLUTION)
-    clean |= _closed(clean) & ~(ears > 0.5)  # what was grown hangs together with the solid
+    below = y.numpy() < BELOW
+    clean = _decided(solid, face > 0.5, ears > 0.5, below)
+    clean |= grown(clean, portrait, points, 2 * head.half_extent / RESOLUTION, (face > 0) & below)
+    clean |= _closed(clean) & ~(ears > 0.5) & ~below  # hair that was grown hangs together with the head
     odds = SHARPEN * np.log(np.clip(share, 1e-3, 1 - 1e-3) / np.clip(1 - share, 1e-3, 1 - 1e-3))
     inside, outside = ndimage.binary_erosion(clean, iterations=2, border_value=1), ~ndimage.binary_dilation(clean, iterations=2)
     odds = np.where(clean, np.maximum(odds, np.where(inside, DECIDED, 0)), np.minimum(odds, np.where(outside, -DECIDED, 0)))
@@ -86,11 +87,11 @@ def shown_empty(portrait: Portrait, points: Tensor) -> Tensor:
     return F.grid_sample(nothing.float(), at, align_corners=False, padding_mode="zeros")[0, 0, 0] > 0.5
 
 
-def grown(solid: Mask, portrait: Portrait, points: Tensor, cell: float) -> Mask:
+def grown(solid: Mask, portrait: Portrait, points: Tensor, cell: float, bare: Mask | None = None) -> Mask:
     """Return the cells (n, n, n), centred at points (n^3, 3), that fill the photo's matte where the solid's silhouette doesn't.
 
     A pixel at a distance from the silhouette is filled by what is hardly farther from the solid itself: hair that stands off
-    the head becomes a lock there, not a wall along the line of sight.
+    the head becomes a lock there, not a wall along the line of sight. bare (n, n, n): where nothing grows from, a jaw beside a collar.
     """
     size = len(solid)
     camera = portrait.camera.resized(size)
@@ -104,7 +105,7 @@ def grown(solid: Mask, portrait: Portrait, points: Tensor, cell: float) -> Mask:
     matte, valid = F.interpolate(torch.stack([portrait.matte, portrait.valid])[None], size=shown.shape, mode="area")[0].numpy()
     missing = (matte > 0.5) & (valid > 0.5) & ~shown
     away = ndimage.distance_transform_edt(~shown) * pixel
-    distance = ndimage.distance_transform_edt(~solid) * cell
+    distance = ndimage.distance_transform_edt(~solid if bare is None else ~solid | bare) * cell
     filled = (missing[row, column] & inside).reshape(solid.shape)
     return np.asarray(filled & (distance <= LOCK * away[row, column].reshape(solid.shape) + THICK) & (distance < FARTHEST))
 
