@@ -190,4 +190,6 @@ def test_a_lock_grows_where_the_matte_has_more(ball_photo: Portrait) -> None:
     assert not grown(((x**2 + y**2 + z**2).sqrt() < 0.31).numpy(), ball_photo, points, 1 / 64).any()
     low = (y < -0.1).numpy()
     other = grown(solid, ball_photo, points, 1 / 64, low)
-    assert (added & ~other & low).any() and not (other & low & (radius < 0.28) & (y.numpy() < -0.15)).any(), "nothing grows from what is bare"
+    assert (added & ~other & low).any() and not (other & low & (radius < 0.28) & (y.numpy() < -0.15)).any(), (
+        "nothing grows from what is bare"
+    )

@@ -245,6 +245,8 @@ def test_detail_keeps_the_heads_tones() -> None:
     assert float(result.mean(1).std()) > 0.08, "the stripes are there"
     assert torch.allclose(detail_on(rendered, rendered + tint, alpha), rendered, atol=1e-5), "a change of tone alone is no detail"
     assert torch.isfinite(detail_on(torch.rand(1, 3, 64, 64, generator=generator), rendered, 0 * alpha)).all()
+    crisp = rendered + fine
+    torch.testing.assert_close(detail_on(crisp, rendered + tint, alpha), crisp, atol=1e-5, rtol=0, msg="what the denoiser blurs stays")
 
 
 def test_a_mask_loses_its_border_and_its_specks() -> None:

@@ -3,7 +3,7 @@
     python -m portrait_backend.evaluation.photos PHOTO... -o DIR --preset standard
 
 Writes DIR/<photo>/ (the job), DIR/photos.json and DIR/contact_sheet.png: our seven views of each sitter and the
-textured mesh from the front and the back; the photos themselves are not in it.
+textured mesh from four sides; the photos themselves are not in it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from portrait_backend.radiance.cameras import Camera
 from portrait_shared.settings import Preset, Settings
 
 TILE = 256
-MESH_AZIMUTHS = (0.0, 150.0)
+MESH_AZIMUTHS = (0.0, 60.0, -90.0, 150.0)
 """From where the mesh is shown."""
 
 
@@ -42,7 +42,7 @@ def measure(result: Result, detector: FaceDetector) -> dict[str, float | None]:
 
 
 def sheet_row(result: Result, folder: Path) -> Tensor:
-    """One row of the contact sheet: the seven views as written, then the mesh from the front and the back."""
+    """One row of the contact sheet: the seven views as written, then the mesh."""
     tiles = []
     for name in VIEWS:
         view = Image.open(folder / "views" / f"{name}.png").resize((TILE, TILE), Image.Resampling.LANCZOS)
