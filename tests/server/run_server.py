@@ -8,6 +8,7 @@ CLOCK in the environment names a file with the seconds by which its wall clock i
 import json
 import math
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
     if "CLOCK" in os.environ:
         offset, true_time = Path(os.environ["CLOCK"]), time.time
         time.time = lambda: true_time() + float(offset.read_text())
