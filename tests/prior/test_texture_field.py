@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from portrait_backend.mesh.bake import INSIDE
 from portrait_backend.portrait.regions import EAR_CENTRE
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.ear_shade import EarShade
+from portrait_backend.prior.ear_shade import DEPTH, EarShade
 from portrait_backend.prior.hair_colour import hair_share
 from portrait_backend.prior.skin_grain import SkinGrain, measure_skin
 from portrait_backend.prior.texture_field import TextureField, with_detail
@@ -73,6 +74,7 @@ def test_hair_by_place_gets_no_skins_grain(portrait: Portrait) -> None:
 
 def test_an_ears_hollow_is_darker_than_its_rim_and_a_flat_side_stays(head: Head) -> None:
     """A cup at the ear's place, in a lattice that stands for the head's: inside it matter is all around."""
+    assert DEPTH == INSIDE, "the shade knows how deep the texture's points lie"
     n, half = 96, head.half_extent
     at = ((torch.arange(n) + 0.5) / n * 2 - 1) * half
     z, y, x = torch.meshgrid(at, at, at, indexing="ij")

@@ -205,7 +205,7 @@ def _composite(points: _Points, offsets: Sequence[Tensor], layers: list[_Layer],
             context.report(2, 4)
     rest = open_share > NEGLIGIBLE
     colour = _colour_where(rest, field, points, context) if own is None else own
-    colours[rest] += open_share[rest, None] * ((colour + offsets[-1]) if layers else colour)[rest].clamp(0, 1)
+    colours[rest] += open_share[rest, None] * (colour[rest] + offsets[-1][rest] if layers else colour[rest]).clamp(0, 1)
     return colours
 
 

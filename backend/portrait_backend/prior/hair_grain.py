@@ -6,10 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from portrait_backend.portrait.types import PORTRAIT_SIZE
 from portrait_backend.prior.hair_colour import hair_share
-from portrait_backend.prior.hair_strands import BAND_EDGES, CELLS_PER_DEVIATION, FINEST, RADIUS, StrandStyle, along_flow
-from portrait_backend.radiance.cameras import ORBIT_RADIUS, focal_pixels
+from portrait_backend.prior.hair_strands import BAND_EDGES, FINEST, RADIUS, StrandStyle, along_flow, cell_size
 
 LATTICE = 96
 STRONGEST = 0.5
@@ -23,7 +21,7 @@ class HairGrain:
 
     def __init__(self, style: StrandStyle, generator: torch.Generator, device: torch.device) -> None:
         self.style = style
-        self.cell = CELLS_PER_DEVIATION * (FINEST * BAND_EDGES[0]) ** 0.5 * ORBIT_RADIUS / focal_pixels(PORTRAIT_SIZE)
+        self.cell = cell_size(FINEST, BAND_EDGES[0])
         noise, places = (torch.randn(*shape, generator=generator, device=generator.device) for shape in (3 * (LATTICE,), (SAMPLE, 3)))
         self.noise = noise.to(device)
         self.spread = float(self._streaks(RADIUS * F.normalize(places.to(device), dim=1)).std())

@@ -94,17 +94,21 @@ def _coherence(light: Array, inside: NDArray[np.bool_]) -> float:
 
 def strand_factors(points: Tensor, style: StrandStyle, generator: torch.Generator) -> Tensor:
     """Return factors (N, 3) on the hair colour at points (N, 3) in head units; their mean is about 1."""
-    unit = ORBIT_RADIUS / focal_pixels(PORTRAIT_SIZE)
     total = points.new_zeros(len(points))
     for strength, (fine, coarse) in zip(style.bands, pairwise(BAND_EDGES), strict=True):
         noise = torch.randn(3 * (LATTICE,), generator=generator)
-        width = CELLS_PER_DEVIATION * (fine * coarse) ** 0.5 * unit
+        width = cell_size(fine, coarse)
         streaks = along_flow(points, noise, width, style.length * width)
         total = total + strength * streaks / streaks.std().clamp_min(1e-6)
     rank = 0.5 * (1 + torch.erf(total / 2**0.5)) * (RAMP - 1)
     below = rank.long().clamp(0, RAMP - 2)
     share = (rank - below)[:, None]
     return style.ramp[below] * (1 - share) + style.ramp[below + 1] * share
+
+
+def cell_size(fine: float, coarse: float) -> float:
+    """Return the head units between cells of noise whose detail lies between two standard deviations (px of 512)."""
+    return float(CELLS_PER_DEVIATION * (fine * coarse) ** 0.5 * (ORBIT_RADIUS / focal_pixels(PORTRAIT_SIZE)))
 
 
 def along_flow(points: Tensor, noise: Tensor, cell: float, length: float) -> Tensor:

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from portrait_backend.portrait.regions import face_outline
-from portrait_backend.portrait.types import PORTRAIT_SIZE, Portrait
+from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.hair_colour import hair_share
-from portrait_backend.prior.hair_strands import CELLS_PER_DEVIATION, FINEST, LATTICE, masked_blur, noise_at, periodic
+from portrait_backend.prior.hair_strands import FINEST, LATTICE, cell_size, masked_blur, noise_at, periodic
 from portrait_backend.prior.skin_and_clothes import skin_share
-from portrait_backend.radiance.cameras import ORBIT_RADIUS, focal_pixels
 
 BAND_EDGES = (FINEST, 1.5, 3.0, 6.0)
 """Standard deviations (px of 512) of the Gaussians whose differences are the bands."""
@@ -42,9 +41,8 @@ class SkinGrain:
     """
 
     def __init__(self, strengths: tuple[float, ...], skin: Tensor, generator: torch.Generator, device: torch.device) -> None:
-        unit = ORBIT_RADIUS / focal_pixels(PORTRAIT_SIZE)
         self.strengths, self.skin = strengths, skin.to(device)
-        self.cells = [CELLS_PER_DEVIATION * (fine * coarse) ** 0.5 * unit for fine, coarse in pairwise(BAND_EDGES)]
+        self.cells = [cell_size(fine, coarse) for fine, coarse in pairwise(BAND_EDGES)]
         lattices = [periodic(torch.randn(3 * (LATTICE,), generator=generator, device=generator.device)).to(device) for _ in self.cells]
         places = torch.rand(LATTICE**2, 3, generator=generator, device=generator.device).to(device)
         self.noise = [lattice / noise_at(lattice, LATTICE * places).std() for lattice in lattices]

@@ -19,6 +19,7 @@ from portrait_backend.diffusion.sources import Sources
 from portrait_backend.diffusion.weights import STARTER, load_codec, load_denoiser
 from portrait_backend.geometry.reprojection import find_warp
 from portrait_backend.geometry.surface_views import SurfaceView
+from portrait_backend.painting.surface import smoothstep
 from portrait_backend.refinement.brushnet import read_brushnet, start_from_brushnet
 from portrait_backend.refinement.hybrid_priors import Conditions, HybridPriors, tap_warps
 from portrait_backend.refinement.injection import injected
@@ -218,9 +219,7 @@ def detail_on(rendered: Tensor, image: Tensor, alpha: Tensor) -> Tensor:
     greys = [x.mean(1, keepdim=True) for x in (rendered, image)]
     own, new = (grey - mean_around(grey) for grey in greys)
     energies = [mean_around(detail**2) for detail in (own, new)]
-    low, high = FINER
-    t = ((energies[1] / (energies[0] + energies[1]).clamp_min(1e-9) - low) / (high - low)).clamp(0, 1)
-    shade = t * t * (3 - 2 * t) * (new - own)
+    shade = smoothstep(energies[1] / (energies[0] + energies[1]).clamp_min(1e-9), *FINER) * (new - own)
     straight = (rendered - BACKGROUND * (1 - alpha)) / alpha.clamp_min(1e-3)
     ratio = 1 + shade / straight.mean(1, keepdim=True).clamp_min(DARKEST)
     return straight.clamp(0, 1) * ratio.clamp(0.5, 1.5) * alpha + BACKGROUND * (1 - alpha)
