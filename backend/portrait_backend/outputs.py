@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +47,16 @@ def write_views(head: Head, folder: Path, settings: OutputSettings, context: Con
     """Write the seven views as RGBA PNG with straight alpha into `folder`."""
     folder.mkdir()
     preview: Tensor | None = None
-    for index, (name, camera) in enumerate(view_cameras(settings).items()):
-        context.report(index, len(VIEWS), preview)
-        view = head.picture(camera.to(context.device))
-        Image.fromarray(straight_rgba8(view.rgb, view.alpha)).save(folder / f"{name}.png", compress_level=PNG_LEVEL)
-        preview = on_light(view.rgb, view.alpha) if context.wants_preview() else None
+    with ThreadPoolExecutor(1) as writer:  # packs a picture while the next one is drawn
+        written = []
+        for index, (name, camera) in enumerate(view_cameras(settings).items()):
+            context.report(index, len(VIEWS), preview)
+            view = head.picture(camera.to(context.device))
+            image = Image.fromarray(straight_rgba8(view.rgb, view.alpha))
+            written.append(writer.submit(image.save, folder / f"{name}.png", compress_level=PNG_LEVEL))
+            preview = on_light(view.rgb, view.alpha) if context.wants_preview() else None
+        for picture in written:
+            picture.result()
     context.report(len(VIEWS), len(VIEWS))
 
 

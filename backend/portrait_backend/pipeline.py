@@ -25,6 +25,7 @@ from portrait_backend.diffusion.memory import resolved
 from portrait_backend.diffusion.sources import Sources, find_sources
 from portrait_backend.job_folder import job_folder, write_record
 from portrait_backend.models.inventory import starter_weights
+from portrait_backend.processes import keeping_memory
 from portrait_backend.radiance.cameras import METRES_PER_UNIT, Camera
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import Settings, to_dict, validate
@@ -103,7 +104,7 @@ def generate(
         log.warning("%s", warning)
     job = _Job(settings, context, None if checkpoints is None else Checkpoints(Path(checkpoints)), source, sources)
     kept = None if geometry is None else Checkpoints(Path(geometry))
-    with devices.reproducible(), _readable_memory_errors():
+    with devices.reproducible(), keeping_memory(), _readable_memory_errors():
         job.weights(runs_prior=geometry is None)  # what is missing is said before anything is computed
         if output is None:
             return job.run(Path(photo), None, kept)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from portrait_shared.errors import PortraitDiffusionError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""glibc's numbers (malloc.h): how much free memory it keeps, and how much is asked of the system apart; the latter at most 32 MB."""
 
 
 def leave_with_parent() -> None:
@@ -41,6 +46,24 @@ def only_one(path: Path, refusal: PortraitDiffusionError) -> Iterator[None]:
         except OSError as error:
             raise refusal from error
         yield
+
+
+@contextmanager
+def keeping_memory() -> Iterator[None]:
+    """Let glibc keep memory that is freed until the end, when what is free goes back to the system; elsewhere nothing is changed.
+
+    By default it gives megabytes back at once and gets them again page by page: up to 6 of a draft's 35 processor seconds.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
+        yield
+        return
+    libc.mallopt(M_TRIM_THRESHOLD, 2**30)
+    libc.mallopt(M_MMAP_THRESHOLD, 2**25)
+    try:
+        yield
+    finally:
+        libc.malloc_trim(0)
 
 
 def cores() -> int:

@@ -93,6 +93,14 @@ class RestorationSettings:
         0.0, "Colour weight", "How much the prior's colours count, brought to the sitter's tones.", min=0.0, max=1000.0, step=1.0
     )
     reference_weight: float = setting(1.0, "Photo weight", "How much the photo counts at every step.", min=0.0, max=100.0, step=0.1)
+    front_shape: float = setting(
+        0.0,
+        "Front shape",
+        "How much of the change of shape counts where the photo looks: in front of the ears and above the chin.",
+        min=0.0,
+        max=1.0,
+        step=0.1,
+    )
     learning_rate: float = setting(0.00005, "Restoration learning rate", "Size of the steps.", min=0.00001, max=0.1, step=0.00001)
     settle_steps: int = setting(
         40, "Settling steps", "Steps that then bring the photo's colours back to what the photo shows.", min=0, max=1000, step=4
@@ -285,6 +293,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "guidance_scale": 7.5,
             "noise_start": 0.5,
             "colour_weight": 1.0,
+            "front_shape": 1.0,
             "render_size": 256,
         },
         "refinement": {

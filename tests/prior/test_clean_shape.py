@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import cast
 
+import numpy as np
+import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.clean_shape import RESOLUTION, bare_ears, clean_occupancy
+from portrait_backend.prior.clean_shape import RESOLUTION, _ball, _diamond, bare_ears, clean_occupancy, dilated, eroded
 from portrait_backend.radiance.field import RadianceField
 
 EAR, FIN = ((0.16, 0.23), (-0.09, 0.01), (0.0, 0.012)), ((-0.006, 0.006), (0.0, 0.1), (-0.34, -0.26))
@@ -52,3 +55,12 @@ def test_ears_under_hair_are_none() -> None:
     ears = bare_ears(points, wide.numpy())
     at = ((torch.tensor([0.2, -0.04, 0.0]) + 0.5) * 64).long()
     assert ears[at[2], at[1], at[0]] == 0 and ears[at[2], at[1], 63 - at[0]] == 1
+
+
+@pytest.mark.parametrize("shape", [_ball(1), _ball(3), _diamond(2)], ids=["ball 1", "ball 3", "diamond"])
+@pytest.mark.parametrize("outside", [False, True])
+def test_widening_and_thinning_are_those_of_scipy(shape: np.ndarray, outside: bool) -> None:
+    cells = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(20, 24, 18)), 1.5) > 0.05
+    assert 0.05 < cells.mean() < 0.95
+    assert (dilated(cells, shape, outside) == ndimage.binary_dilation(cells, shape, border_value=outside)).all()
+    assert (eroded(cells, shape, outside) == ndimage.binary_erosion(cells, shape, border_value=outside)).all()

@@ -130,6 +130,14 @@ def test_averaging_along_a_constant_leaves_it() -> None:
     torch.testing.assert_close(along_flow(points, torch.full((8, 8, 8), 2.0), 0.01, 0.1), torch.full((50,), 2.0))
 
 
+def test_the_kernel_follows_the_same_lines_as_torch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    points, noise = torch.randn(1000, 3, generator=generator) * 0.3, torch.randn(12, 12, 12, generator=generator)
+    fast, slow = along_flow(points, noise, 0.02, 0.2), along_flow(points.double(), noise.double(), 0.02, 0.2)  # the kernel is for float32
+    assert slow.dtype == torch.float64 and slow.std() > 0.05
+    torch.testing.assert_close(fast.double(), slow, atol=2e-3, rtol=0)
+
+
 def test_the_pattern_is_seeded(portrait: Portrait) -> None:
     style = measure_strands(striped(portrait, 12, 0.3), hair_pixels(portrait))
     assert style

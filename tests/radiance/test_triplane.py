@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,8 +21,9 @@ def _random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> t
 
 @pytest.mark.parametrize("axes", [STARTER_AXES, EG3D_AXES])
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_the_kernel_gives_the_torch_values_and_gradients(depth: int, axes: Axes) -> None:
-    planes, points = _random(2, 3, depth, 7, 5, 6), _random(2, 300, 3, seed=1) * 0.8  # a fifth lie outside the box
+@pytest.mark.parametrize("channels", [6, 32])
+def test_the_kernel_gives_the_torch_values_and_gradients(channels: int, depth: int, axes: Axes) -> None:
+    planes, points = _random(2, 3, depth, 7, 5, channels), _random(2, 300, 3, seed=1) * 0.8  # a fifth lie outside the box
     results = []
     for sample in (sample_planes, _sample_torch):
         leaf = planes.clone().requires_grad_()
@@ -85,6 +88,26 @@ def test_a_triplane_samples_in_head_units_with_its_own_box_and_reduction() -> No
 def test_impossible_triplanes_are_refused(options: dict, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         TriPlane(torch.zeros(3, 4, 8, 8), **options)
+
+
+def test_a_given_memory_holds_the_gradient_of_the_last_pass() -> None:
+    generator = torch.Generator().manual_seed(0)
+    planes, points = torch.randn(1, 3, 2, 8, 8, 4, generator=generator).requires_grad_(True), torch.rand(1, 50, 3, generator=generator)
+    memory = torch.full_like(planes, 7.0, requires_grad=False)
+    for part in (points, points[:, :20]):
+        (expected,) = torch.autograd.grad(sample_planes(planes, part).square().sum(), planes)
+        (found,) = torch.autograd.grad(sample_planes(planes, part, gradient=memory).square().sum(), planes)
+        torch.testing.assert_close(found, expected)
+        assert found.data_ptr() == memory.data_ptr()
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [13, 32])
+def test_resizing_is_torchs_own(mode: Literal["bicubic", "bilinear"], size: int) -> None:
+    planes = torch.randn(1, 3, 2, 16, 16, 4, generator=torch.Generator().manual_seed(0))
+    flat = planes.reshape(6, 16, 16, 4).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(flat, size=(size, size), mode=mode, align_corners=False).permute(0, 2, 3, 1)
+    torch.testing.assert_close(resize_planes(planes, size, mode), expected.reshape(1, 3, 2, size, size, 4))
 
 
 def test_resizing_keeps_a_ramp_in_its_place() -> None:

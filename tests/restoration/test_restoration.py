@@ -146,6 +146,21 @@ def test_step_zero_is_exactly_the_prior(flat: Head) -> None:
     assert changed.appearance.planes.shape[3] == 64
 
 
+def test_the_shape_changes_behind_and_below_and_elsewhere_by_the_share_that_is_wanted(flat: Head) -> None:
+    phi = DetailPreservationUNet(config_for(flat))
+    with torch.no_grad():
+        for parameter in phi.out.parameters():
+            parameter.fill_(0.1)
+    points = torch.tensor([[0.0, 0.1, 0.3], [0.1, 0.0, 0.2], [0.0, 0.1, -0.3], [0.0, -0.3, 0.3]])
+    before, everywhere = flat.geometry.sample(points), RestoredField(flat, phi).merged().geometry.sample(points)
+    for front in (0.0, 0.5):
+        changed = RestoredField(flat, phi, front=front).merged().geometry.sample(points) - before
+        share = changed.norm(dim=1) / (everywhere - before).norm(dim=1)
+        assert share[:2].tolist() == pytest.approx([front, front], abs=0.02), "the photo looks there"
+        assert (share[2:] > front + 0.5 * (1 - front)).all(), "two of the three planes know what is behind or below"
+        assert share.max() < 1.01
+
+
 def test_no_steps_give_the_prior_back(flat: Head) -> None:
     result = restore(flat, portrait_of(flat), RestorationSettings(steps=0), context(), phi=DetailPreservationUNet(config_for(flat)))
     assert torch.equal(result.geometry.planes, flat.geometry.planes) and result.meta["restored"]
@@ -270,7 +285,7 @@ def test_regularisers_at_known_values() -> None:
     ids=["x0", "sds", "perp-neg", "interval"],
 )
 def test_a_prior_that_knows_the_truth_restores_it(flat: Head, truth: Head, settings: RestorationSettings) -> None:
-    settings = replace(settings, steps=25, render_size=SIZE, noise_start=0.5)
+    settings = replace(settings, steps=25, render_size=SIZE, noise_start=0.5, front_shape=1.0)
     restored = restore(flat, portrait_of(truth), settings, context(), oracle(truth))
     assert side_error(restored, truth) < 0.6 * side_error(flat, truth)
     front = Camera.orbit(0, 0, 64)

@@ -100,10 +100,11 @@ def regress(
         residual = torch.zeros(*planes.planes.shape[:3], level.size, level.size, planes.channels, requires_grad=True)
         decay = 2 * RESIDUAL / residual.numel()  # the gradient of RESIDUAL * mean(residual^2), without two passes over all texels
         optimiser = Adam(residual, level.first, betas=(0.9, 0.98), weight_decay=decay)
+        gradient = torch.zeros_like(residual, requires_grad=False)
         start, end = done, round(steps * level.share)
         while done < end:
             optimiser.lr = level.first + (level.last - level.first) * (done - start) / max(1, end - start - 1)
-            loss = _loss(head, planes, planes.with_planes(residual), targets, generator)
+            loss = _loss(head, planes, planes.with_planes(residual), gradient, targets, generator)
             optimiser.minimise(loss)
             done += 1
             report(done, float(loss.detach()))
@@ -111,13 +112,13 @@ def regress(
     return head.with_planes(appearance=planes)
 
 
-def _loss(head: Head, planes: TriPlane, residual: TriPlane, targets: Targets, generator: torch.Generator) -> Tensor:
-    """Mean colour error of some rays and some points."""
+def _loss(head: Head, planes: TriPlane, residual: TriPlane, gradient: Tensor, targets: Targets, generator: torch.Generator) -> Tensor:
+    """Mean colour error of some rays and some points; `gradient` holds the residual's (`sample_planes`)."""
     ray = torch.randint(0, len(targets.ray_colour), (RAYS,), generator=generator)
     point = torch.randint(0, len(targets.point_colour), (POINTS,), generator=generator)
     below = torch.rand(POINTS, 1, generator=generator) * (BELOW + BESIDE) - BESIDE
     inner = targets.points.position[point] + below * targets.points.inward[point]
     at = torch.cat([targets.rays.points[ray].reshape(-1, 3), inner])
-    colour = head.decoder(planes.sample(at) + residual.sample(at), outputs=4)[1]
+    colour = head.decoder(planes.sample(at) + residual.sample(at, gradient), outputs=4)[1]
     shown = (colour[: RAYS * COLOURS].view(RAYS, COLOURS, 3) * targets.rays.weight[ray][..., None]).sum(1)
     return (shown - targets.ray_colour[ray]).abs().mean() + (colour[RAYS * COLOURS :] - targets.point_colour[point]).abs().mean()

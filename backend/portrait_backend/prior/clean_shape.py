@@ -6,6 +6,7 @@ haze and meshes as icicles. On a lattice such places are decided: smoothed, cut 
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -61,7 +62,7 @@ def clean_occupancy(head: RadianceField, portrait: Portrait, grid: DensityGrid |
     clean |= grown(clean, portrait, points, 2 * head.half_extent / RESOLUTION, (face > 0) & below)
     clean |= _closed(clean) & ~(ears > 0.5) & ~below  # hair that was grown hangs together with the head
     odds = SHARPEN * np.log(np.clip(share, 1e-3, 1 - 1e-3) / np.clip(1 - share, 1e-3, 1 - 1e-3))
-    inside, outside = ndimage.binary_erosion(clean, iterations=2, border_value=1), ~ndimage.binary_dilation(clean, iterations=2)
+    inside, outside = eroded(clean, _diamond(2), outside=True), ~dilated(clean, _diamond(2))
     odds = np.where(clean, np.maximum(odds, np.where(inside, DECIDED, 0)), np.minimum(odds, np.where(outside, -DECIDED, 0)))
     odds = np.where(clean == solid, odds, np.where(clean, DECIDED, -DECIDED))
     return torch.from_numpy((1 / (1 + np.exp(-odds))).astype(np.float32))
@@ -115,7 +116,7 @@ def _decided(solid: Mask, face: Mask, ears: Mask, below: Mask) -> Mask:
 
     Face and ears keep what is thin, ears also the gap behind them.
     """
-    on_head, on_body = (ndimage.binary_opening(solid, _ball(radius)) for radius in (THIN, THIN_BELOW))
+    on_head, on_body = (dilated(eroded(solid, _ball(radius)), _ball(radius)) for radius in (THIN, THIN_BELOW))
     opened = np.where(below, on_body, on_head) | (solid & (face | ears))
     labels, count = ndimage.label(opened)
     if count == 0:
@@ -127,9 +128,34 @@ def _decided(solid: Mask, face: Mask, ears: Mask, below: Mask) -> Mask:
 def _closed(solid: Mask) -> Mask:
     """Return the solid (n, n, n) with gaps closed."""
     padded = np.pad(solid, GAP, mode="edge")  # the box's floor cuts the shoulders: without it a closing would eat into them
-    return np.asarray(ndimage.binary_closing(padded, _ball(GAP))[GAP:-GAP, GAP:-GAP, GAP:-GAP])
+    return eroded(dilated(padded, _ball(GAP)), _ball(GAP))[GAP:-GAP, GAP:-GAP, GAP:-GAP]
+
+
+def dilated(cells: Mask, shape: Mask, outside: bool = False) -> Mask:
+    """Return the cells (n, n, n) widened by a shape (2 r + 1, ...) that is the same from all sides; beyond the lattice lies `outside`.
+
+    The same as scipy's ``binary_dilation``, layer by layer with OpenCV: ten times as fast.
+    """
+    radius, (rows, columns, layers) = len(shape) // 2, cells.shape
+    padded = np.pad(cells, radius, constant_values=outside).view(np.uint8)
+    result = np.zeros(cells.shape, np.uint8)
+    for layer in range(len(shape)):
+        part = np.ascontiguousarray(padded[:, :, layer : layer + layers])  # OpenCV takes the last axis for channels
+        widened = cv2.dilate(part, shape[..., layer].astype(np.uint8))[radius : radius + rows, radius : radius + columns]
+        np.maximum(result, widened, out=result)
+    return np.asarray(result.view(np.bool_))
+
+
+def eroded(cells: Mask, shape: Mask, outside: bool = False) -> Mask:
+    """Return the cells (n, n, n) of which the shape around has none that is not solid; see `dilated`."""
+    return ~dilated(~cells, shape, not outside)
 
 
 def _ball(radius: int) -> Mask:
     z, y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1, -radius : radius + 1]
     return np.asarray(x * x + y * y + z * z <= radius * radius + 1)
+
+
+def _diamond(radius: int) -> Mask:
+    z, y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1, -radius : radius + 1]
+    return np.asarray(abs(x) + abs(y) + abs(z) <= radius)

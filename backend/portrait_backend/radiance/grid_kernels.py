@@ -41,14 +41,30 @@ def block_of(x: Any, per_cell: Any, top: Any) -> Any:
 
 
 @njit(inline="always", fastmath=REPEATABLE)
-def steps_left(x: Any, pace: Any, block: int, reach: int, blocks: int, per_cell: Any) -> Any:
-    """Steps of `pace` cells until x comes into a block that is `reach` away along this axis; the outermost blocks reach to infinity."""
-    inverse = np.float32(1) / per_cell
-    if pace > np.float32(1e-6) and block + reach < blocks:
-        return ((np.float32(block + reach) * inverse - np.float32(0.5)) - x) / pace
-    if pace < np.float32(-1e-6) and block + 1 > reach:
-        return ((np.float32(block + 1 - reach) * inverse - np.float32(0.5)) - x) / pace
+def steps_a_cell(pace: Any) -> Any:
+    """1 / pace, the steps that a ray of `pace` cells a step takes for a cell along an axis; 0 if it hardly moves along it."""
+    return np.float32(1) / pace if abs(pace) > np.float32(1e-6) else np.float32(0)
+
+
+@njit(inline="always", fastmath=REPEATABLE)
+def steps_left(x: Any, steps: Any, block: int, reach: int, blocks: int, cells: Any) -> Any:
+    """Steps until x comes into a block that is `reach` away along this axis; the outermost blocks reach to infinity.
+
+    steps: `steps_a_cell`; cells: of a block.
+    """
+    if steps > 0 and block + reach < blocks:
+        return ((np.float32(block + reach) * cells - np.float32(0.5)) - x) * steps
+    if steps < 0 and block + 1 > reach:
+        return ((np.float32(block + 1 - reach) * cells - np.float32(0.5)) - x) * steps
     return np.float32(1e6)
+
+
+@njit(inline="always", fastmath=REPEATABLE)
+def absorbed_share(x: Any) -> Any:
+    """1 - exp(-x) for an optical depth x >= 0, to the last bit but one."""
+    if x < np.float32(0.03):
+        return x * (np.float32(1) - x * (np.float32(1 / 2) - x * (np.float32(1 / 6) - x * np.float32(1 / 24))))
+    return np.float32(1) - np.exp(-x)
 
 
 @njit(parallel=True, fastmath=REPEATABLE, cache=True)
@@ -78,7 +94,7 @@ def place_samples(
     count, samples = t.shape
     middle = np.float32(0.5 * lattice.shape[0] - 0.5)
     blocks = clearance.shape[0]
-    per_cell, top = np.float32(blocks / lattice.shape[0]), np.float32(blocks - 0.5)
+    per_cell, cells, top = np.float32(blocks / lattice.shape[0]), np.float32(lattice.shape[0] / blocks), np.float32(blocks - 0.5)
     for index in prange(count):
         r = np.int64(index)  # prange counts unsigned, which does not mix with int
         weight = np.zeros(steps, np.float32)
@@ -86,7 +102,11 @@ def place_samples(
         o = origins[min(r, origins.shape[0] - 1)]
         transmittance, total, last = np.float32(1), np.float32(0), 0
         if step > 0:
-            dx, dy, dz = scale * step * directions[r, 0], scale * step * directions[r, 1], scale * step * directions[r, 2]
+            dx, dy, dz = (
+                steps_a_cell(scale * step * directions[r, 0]),
+                steps_a_cell(scale * step * directions[r, 1]),
+                steps_a_cell(scale * step * directions[r, 2]),
+            )
             s = 0
             while s < steps:
                 at = near[r] + step * (np.float32(s) + np.float32(0.5))
@@ -96,15 +116,15 @@ def place_samples(
                 k, j, i = block_of(z, per_cell, top), block_of(y, per_cell, top), block_of(x, per_cell, top)
                 reach = np.int64(clearance[k, j, i])
                 if reach > 0:  # go on where the ray leaves what is empty around, never farther
-                    left = min(steps_left(x, dx, i, reach, blocks, per_cell), steps_left(y, dy, j, reach, blocks, per_cell))
-                    left = min(min(left, steps_left(z, dz, k, reach, blocks, per_cell)) - np.float32(0.05), np.float32(steps))
+                    left = min(steps_left(x, dx, i, reach, blocks, cells), steps_left(y, dy, j, reach, blocks, cells))
+                    left = min(min(left, steps_left(z, dz, k, reach, blocks, cells)) - np.float32(0.05), np.float32(steps))
                     s += max(int(left), 1)
                     last = min(s, steps)
                     continue
                 last = s + 1
                 absorbed = trilinear(lattice, x, y, z) * step
                 if absorbed > NOTHING:
-                    here = transmittance * (np.float32(1) - np.exp(-absorbed))
+                    here = transmittance * absorbed_share(absorbed)
                     transmittance -= here
                     total += here
                     weight[s] = here**flatten

@@ -96,9 +96,9 @@ class TriPlane:
         """The neutral layout (3, C * D, H, W)."""
         return to_neutral(self.planes)
 
-    def sample(self, points: Tensor) -> Tensor:
-        """Sample at points (N, 3) in head units: (N, C); outside the box, what the padding says."""
-        sampled = sample_planes(self.planes, self.normalised(points)[None], self.axes, self.padding)[0]
+    def sample(self, points: Tensor, gradient: Tensor | None = None) -> Tensor:
+        """Sample at points (N, 3) in head units: (N, C); outside the box, what the padding says. gradient: see `sample_planes`."""
+        sampled = sample_planes(self.planes, self.normalised(points)[None], self.axes, self.padding, gradient)[0]
         return sampled / 3 if self.reduce == "mean" else sampled
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> TriPlane:

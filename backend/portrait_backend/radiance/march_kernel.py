@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from portrait_backend.radiance.grid_kernels import REPEATABLE, block_of, steps_left, trilinear
+from portrait_backend.radiance.grid_kernels import REPEATABLE, absorbed_share, block_of, steps_a_cell, steps_left, trilinear
 
 
 @njit(parallel=True, fastmath=REPEATABLE, cache=True)
@@ -38,7 +38,7 @@ def march(
     count, samples = t.shape
     middle = np.float32(0.5 * roots.shape[0] - 0.5)
     blocks = clearance.shape[0]
-    per_cell, top = np.float32(blocks / roots.shape[0]), np.float32(blocks - 0.5)
+    per_cell, cells, top = np.float32(blocks / roots.shape[0]), np.float32(roots.shape[0] / blocks), np.float32(blocks - 0.5)
     for index in prange(count):
         r = np.int64(index)  # prange counts unsigned, which does not mix with int
         step = (far[r] - near[r]) / np.float32(steps)
@@ -50,6 +50,7 @@ def march(
         found = 0
         x, y, z = (middle + scale * origin[0], middle + scale * origin[1], middle + scale * origin[2])
         ux, uy, uz = scale * directions[r, 0], scale * directions[r, 1], scale * directions[r, 2]
+        rx, ry, rz = steps_a_cell(ux * step), steps_a_cell(uy * step), steps_a_cell(uz * step)
         transmittance, total, moment = np.float32(1), np.float32(0), np.float32(0)
         s = 0
         while s < steps and transmittance >= opaque:
@@ -58,12 +59,12 @@ def march(
             k, j, i = block_of(pz, per_cell, top), block_of(py, per_cell, top), block_of(px, per_cell, top)
             reach = np.int64(clearance[k, j, i])
             if reach > 0:  # go on where the ray leaves what is empty around, never farther
-                left = min(steps_left(px, ux * step, i, reach, blocks, per_cell), steps_left(py, uy * step, j, reach, blocks, per_cell))
-                left = min(min(left, steps_left(pz, uz * step, k, reach, blocks, per_cell)) - np.float32(0.05), np.float32(steps))
+                left = min(steps_left(px, rx, i, reach, blocks, cells), steps_left(py, ry, j, reach, blocks, cells))
+                left = min(min(left, steps_left(pz, rz, k, reach, blocks, cells)) - np.float32(0.05), np.float32(steps))
                 s += max(int(left), 1)
                 continue
             root = trilinear(roots, px, py, pz)
-            here = transmittance * (np.float32(1) - np.exp(-root * root * root * step))
+            here = transmittance * absorbed_share(root * root * root * step)
             transmittance -= here
             total += here
             moment += here * at

@@ -17,11 +17,12 @@ from portrait_backend.radiance.empty_space import BLOCK, blocks_near, clearance
 from portrait_backend.radiance.field import LayeredField
 from portrait_backend.radiance.renderer import CACHE_SAMPLES, RenderOutput, surface_normals
 
-COLOURS = 4
-"""Colours asked for along a ray."""
+COLOURS = 2
+"""Colours asked for along a ray, where a quarter and three quarters of its weight lie. Eight validation heads, a draft, painted and drawn
+with four: 27.67 / 23.41 / 21.69 / 23.13 dB, with two: 27.69 / 23.43 / 21.70 / 23.13 dB, in 0.86 of stage 1's time."""
 STEPS_PER_CELL = 2
-UNSEEN = 1e-15
-"""Density per head unit that absorbs nothing of a ray in one step, not even the last bit."""
+UNSEEN = 1e-4
+"""Density per head unit that absorbs less than a millionth of a ray in one step."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
+USUAL = 32
+"""Channels of a texel that `gather` is compiled for in particular: twice as fast."""
+
 
 @njit(inline="always")
 def _cell(value: float, size: int) -> Any:
@@ -33,17 +36,23 @@ def _is_zero(row: Any) -> Any:  # with flags of its own: a gradient that is no n
     return total == 0
 
 
+@njit(inline="always", fastmath=True)
+def _blend(row: Any, r0: Any, r1: Any, q0: Any, q1: Any, a: Any, b: Any, c: Any, d: Any, near: Any, far: Any, channels: int) -> None:
+    """Add eight weighted corners to row (C,): r0, r1, q0, q1 are two neighbouring texels each (2 C,), of the near and the far slice."""
+    for i in range(channels):
+        below = a * r0[i] + b * r0[i + channels] + c * r1[i] + d * r1[i + channels]
+        above = a * q0[i] + b * q0[i + channels] + c * q1[i] + d * q1[i + channels]
+        row[i] += near * below + far * above
+
+
 @njit(parallel=True, fastmath=True, cache=True)
-def gather(planes: Any, points: Any, axes: Any, out: Any) -> None:  # pragma: no cover - compiled
-    """out[b, p] = sum over planes of the trilinear sample; planes (B, 3, D, H, W, C), points (B, P, 3), axes (3, 3), out (B, P, C)."""
-    batch, count, depth, height, width, channels = (
-        points.shape[0],
-        points.shape[1],
-        planes.shape[2],
-        planes.shape[3],
-        planes.shape[4],
-        planes.shape[5],
-    )
+def gather(planes: Any, depth: int, height: int, width: int, points: Any, axes: Any, out: Any) -> None:  # pragma: no cover - compiled
+    """out[b, p] = sum over planes of the trilinear sample; points (B, P, 3), axes (3, 3), out (B, P, C).
+
+    planes: the memory of planes (B, 3, depth, height, width, C), flat.
+    """
+    batch, count, channels = out.shape
+    one = np.float32(1)
     for n in prange(batch * count):
         b, p = n // count, n % count
         row = out[b, p]
@@ -54,16 +63,15 @@ def gather(planes: Any, points: Any, axes: Any, out: Any) -> None:  # pragma: no
             m, fz = 0, np.float32(0.0)
             if depth > 1:
                 m, fz = _cell(points[b, p, axes[k, 2]], depth)
-            for s in range(2 if depth > 1 else 1):
-                wz = fz if s else np.float32(1.0) - fz
-                if wz == 0.0:
-                    continue
-                w00, w01 = wz * (1 - fx) * (1 - fy), wz * fx * (1 - fy)
-                w10, w11 = wz * (1 - fx) * fy, wz * fx * fy
-                below, above = planes[b, k, m + s, j], planes[b, k, m + s, j + 1]
-                r00, r01, r10, r11 = below[i], below[i + 1], above[i], above[i + 1]
-                for c in range(channels):
-                    row[c] += w00 * r00[c] + w01 * r01[c] + w10 * r10[c] + w11 * r11[c]
+            gx, gy, gz = one - fx, one - fy, one - fz
+            o0 = ((((b * 3 + k) * depth + m) * height + j) * width + i) * channels
+            o1, next_slice = o0 + width * channels, (height * width * channels if depth > 1 else 0)
+            e0, e1, two = o0 + next_slice, o1 + next_slice, 2 * channels
+            r0, r1, q0, q1 = planes[o0 : o0 + two], planes[o1 : o1 + two], planes[e0 : e0 + two], planes[e1 : e1 + two]
+            if channels == USUAL:  # a number that the compiler knows: the loop becomes a few vector operations
+                _blend(row, r0, r1, q0, q1, gx * gy, fx * gy, gx * fy, fx * fy, gz, fz, USUAL)
+            else:
+                _blend(row, r0, r1, q0, q1, gx * gy, fx * gy, gx * fy, fx * fy, gz, fz, channels)
 
 
 @njit(parallel=True, fastmath=True, cache=True)

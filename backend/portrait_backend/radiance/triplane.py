@@ -23,24 +23,28 @@ STARTER_AXES: Axes = ((0, 1, 2), (2, 1, 0), (0, 2, 1))
 
 class _KernelSample(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, planes: Tensor, points: Tensor, axes: Axes) -> Tensor:
+    def forward(ctx: Any, planes: Tensor, points: Tensor, axes: Axes, gradient: Tensor | None) -> Tensor:
         from portrait_backend.radiance import plane_kernels
 
         index = torch.tensor(axes).numpy()
         out = torch.empty(*points.shape[:2], planes.shape[-1])
-        plane_kernels.gather(planes.detach().numpy(), points.detach().numpy(), index, out.numpy())
+        depth, height, width = planes.shape[2:5]
+        plane_kernels.gather(planes.detach().view(-1).numpy(), depth, height, width, points.detach().numpy(), index, out.numpy())
         ctx.save_for_backward(points)
-        ctx.shape, ctx.index = planes.shape, index
+        ctx.shape, ctx.index, ctx.gradient = planes.shape, index, gradient
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         from portrait_backend.radiance import plane_kernels
 
         (points,) = ctx.saved_tensors
-        out = torch.from_numpy(np.zeros(ctx.shape, np.float32))  # memory that no sample reaches is never touched
+        if ctx.gradient is None:
+            out = torch.from_numpy(np.zeros(ctx.shape, np.float32))  # memory that no sample reaches is never touched
+        else:
+            out = ctx.gradient.zero_()
         plane_kernels.scatter(grads[0].float().contiguous().numpy(), points.detach().numpy(), ctx.index, out.numpy())
-        return out, None, None
+        return out, None, None, None
 
 
 def _sample_torch(planes: Tensor, points: Tensor, axes: Axes, padding: Padding = "border") -> Tensor:
@@ -57,15 +61,19 @@ def _sample_torch(planes: Tensor, points: Tensor, axes: Axes, padding: Padding =
     return total
 
 
-def sample_planes(planes: Tensor, points: Tensor, axes: Axes = STARTER_AXES, padding: Padding = "border") -> Tensor:
+def sample_planes(
+    planes: Tensor, points: Tensor, axes: Axes = STARTER_AXES, padding: Padding = "border", gradient: Tensor | None = None
+) -> Tensor:
     """Sample planes (B, 3, D, H, W, C) at points (B, P, 3) in [-1, 1] and sum over the planes: (B, P, C).
 
     Differentiable in the planes always, in the points if they require a gradient. On the CPU in
     float32 a compiled kernel is used unless the points require a gradient, or the padding is "zeros".
+    gradient: memory of the planes' shape in which the kernel returns their gradient, until the next backward pass; large planes that
+    are sampled in every step need not ask the system for it each time.
     """
     plain = padding == "border" and not points.requires_grad
     if plain and planes.device.type == "cpu" and planes.dtype == torch.float32 and min(planes.shape[3:5]) > 1:
-        result: Tensor = _KernelSample.apply(planes.contiguous(), points.float().contiguous(), axes)
+        result: Tensor = _KernelSample.apply(planes.contiguous(), points.float().contiguous(), axes, gradient)
         return result
     return _sample_torch(planes, points.to(planes.dtype), axes, padding)
 
@@ -83,10 +91,19 @@ def to_neutral(planes: Tensor) -> Tensor:
 
 
 def resize_planes(planes: Tensor, size: int, mode: Literal["bicubic", "bilinear"] = "bicubic") -> Tensor:
-    """Resample planes (B, 3, D, H, W, C) to size x size texels."""
+    """Resample planes (B, 3, D, H, W, C) to size x size texels.
+
+    As ``interpolate`` does it, by two products with its weights: with channels last that takes a third of the time.
+    """
     batch, _, depth, height, width, channels = planes.shape
     if height == width == size:
         return planes
-    flat = planes.reshape(batch * 3 * depth, height, width, channels).permute(0, 3, 1, 2)
-    flat = F.interpolate(flat, size=(size, size), mode=mode, align_corners=False)
-    return flat.permute(0, 2, 3, 1).reshape(batch, 3, depth, size, size, channels).contiguous()
+    rows, columns = (_resizing(n, size, mode).to(planes) for n in (height, width))
+    resized = rows @ planes.reshape(batch * 3 * depth, height, width * channels)
+    resized = columns @ resized.view(batch * 3 * depth * size, width, channels)
+    return resized.view(batch, 3, depth, size, size, channels)
+
+
+def _resizing(n: int, size: int, mode: str) -> Tensor:
+    """Return the weights (size, n) of n texels in each of `size`."""
+    return F.interpolate(torch.eye(n).view(1, 1, n, n), size=(size, n), mode=mode, align_corners=False)[0, 0]

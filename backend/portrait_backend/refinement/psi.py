@@ -38,9 +38,9 @@ class LayeredPlane(TriPlane):
         result.residual = plane.with_planes(residual)
         return result
 
-    def sample(self, points: Tensor) -> Tensor:
-        """Sample both at points (N, 3) in head units: (N, C)."""
-        return super().sample(points) + self.residual.sample(points)
+    def sample(self, points: Tensor, gradient: Tensor | None = None) -> Tensor:
+        """Sample both at points (N, 3) in head units: (N, C). gradient: memory for the residual's, see `sample_planes`."""
+        return super().sample(points) + self.residual.sample(points, gradient)
 
     def merged(self) -> TriPlane:
         """Return one tri-plane, without gradients; the residual is enlarged as sampling reads it."""

@@ -77,7 +77,8 @@ class RestorationDiverged(PortraitDiffusionError):
 class Fit:
     """What is optimised: phi's weights and the decoder's; everything else of the head stays."""
 
-    def __init__(self, head: Head, phi: DetailPreservationUNet, rate: float) -> None:
+    def __init__(self, head: Head, phi: DetailPreservationUNet, rate: float, front: float = 1.0) -> None:
+        self.front = front
         self.prior_head, self.phi = head, phi.to(head.geometry.planes.device).train().requires_grad_(True)
         self.decoder: Decoder = copy.deepcopy(head.decoder).requires_grad_(True)
         groups = [
@@ -90,7 +91,7 @@ class Fit:
 
     def field(self) -> RestoredField:
         """Return the head as it is now, differentiable."""
-        return RestoredField(self.prior_head, self.phi, self.decoder, autocast=True, planes=self.planes)
+        return RestoredField(self.prior_head, self.phi, self.decoder, autocast=True, planes=self.planes, front=self.front)
 
     def step(self, loss: Tensor, share: float) -> bool:
         """Take one Adam step at a share of the learning rate; False, and nothing is changed, if loss or gradient is not finite."""
@@ -121,7 +122,7 @@ class Fit:
             self.phi.load_state_dict(self.good[0])
             self.decoder.load_state_dict(self.good[1])
         decoder = copy.deepcopy(self.decoder).eval().requires_grad_(False)
-        head = RestoredField(self.prior_head, self.phi.eval(), decoder, planes=self.planes).merged()
+        head = RestoredField(self.prior_head, self.phi.eval(), decoder, planes=self.planes, front=self.front).merged()
         return replace(head, meta=head.meta | {"restored": True})
 
 
@@ -172,7 +173,7 @@ def restore(
     context.report(0, total)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(0, 2**31, (1,), generator=context.generator, device=context.generator.device)))
-        fit = Fit(head, phi or trained_phi(head, sources), settings.learning_rate)
+        fit = Fit(head, phi or trained_phi(head, sources), settings.learning_rate, settings.front_shape)
     if settings.steps == 0:
         return settle(fit.finished(), head, portrait, settings.settle_steps, context, 0, total)
     prior = prior_from(sources, settings, plan(context.diffusion, context.device)) if prior is None else prior.to(context.device)
