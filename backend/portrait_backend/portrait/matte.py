@@ -141,7 +141,8 @@ def _colour_opinion(
 def _distance(queries: Array, known: Array, rng: np.random.Generator) -> Array:
     """Distance of queries (N, D) to the k-th nearest of a sample of known (M, D)."""
     sample = known[rng.choice(len(known), min(SAMPLES, len(known)), replace=False)]
-    return np.asarray(cKDTree(sample, 32, balanced_tree=False, compact_nodes=False).query(queries, [NEIGHBOURS], eps=0.3, workers=torch.get_num_threads())[0][:, 0])
+    tree = cKDTree(sample, 32, balanced_tree=False, compact_nodes=False)  # split in the middle of space: quicker for many queries
+    return np.asarray(tree.query(queries, [NEIGHBOURS], eps=0.3, workers=torch.get_num_threads())[0][:, 0])
 
 
 def _nearer_to_others(face: Mask, others: list[Array], probability: Array, image: Array) -> Mask:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from portrait_backend.radiance.grid_kernels import REPEATABLE
+from portrait_backend.radiance.grid_kernels import REPEATABLE, blend
 
 LEAST = np.float32(1e-12)
 BLOCK = 64
@@ -59,13 +59,7 @@ def _add_noise(noise: Any, at: Any, per_unit: Any, out: Any) -> None:
     n, (px, py, pz) = noise.shape[0] - 1, at
     for q in range(len(out)):
         (i, x), (j, y), (k, z) = _wrapped(px[q] * per_unit, n), _wrapped(py[q] * per_unit, n), _wrapped(pz[q] * per_unit, n)
-        near, far = noise[k], noise[k + 1]
-        a = near[j, i] + x * (near[j, i + 1] - near[j, i])
-        b = near[j + 1, i] + x * (near[j + 1, i + 1] - near[j + 1, i])
-        c = far[j, i] + x * (far[j, i + 1] - far[j, i])
-        d = far[j + 1, i] + x * (far[j + 1, i + 1] - far[j + 1, i])
-        a, c = a + y * (b - a), c + y * (d - c)
-        out[q] += a + z * (c - a)
+        out[q] += blend(noise, i, j, k, x, y, z)
 
 
 @njit(parallel=True, fastmath=REPEATABLE, cache=True)

@@ -18,20 +18,25 @@ from numba's cache differ in the last bit, and the first head after an installat
 
 
 @njit(inline="always", fastmath=REPEATABLE)
+def blend(lattice: Any, i: int, j: int, k: int, x: Any, y: Any, z: Any) -> Any:
+    """Mix the eight values of a lattice (indexed z, y, x) around cell i, j, k by the shares x, y, z in [0, 1] of their neighbours."""
+    near, far = lattice[k], lattice[k + 1]
+    a = near[j, i] + x * (near[j, i + 1] - near[j, i])
+    b = near[j + 1, i] + x * (near[j + 1, i + 1] - near[j + 1, i])
+    c = far[j, i] + x * (far[j, i + 1] - far[j, i])
+    d = far[j + 1, i] + x * (far[j + 1, i + 1] - far[j + 1, i])
+    a, c = a + y * (b - a), c + y * (d - c)
+    return a + z * (c - a)
+
+
+@njit(inline="always", fastmath=REPEATABLE)
 def trilinear(lattice: Any, x: Any, y: Any, z: Any) -> Any:
     """Lattice (n, n, n) indexed z, y, x at fractional indices, clamped at the border."""
     n = lattice.shape[0]
     top = np.float32(n - 1)
     x, y, z = min(max(x, np.float32(0)), top), min(max(y, np.float32(0)), top), min(max(z, np.float32(0)), top)
     i, j, k = min(int(x), n - 2), min(int(y), n - 2), min(int(z), n - 2)
-    fx, fy, fz = x - i, y - j, z - k
-    near, far = lattice[k], lattice[k + 1]
-    a = near[j, i] + fx * (near[j, i + 1] - near[j, i])
-    b = near[j + 1, i] + fx * (near[j + 1, i + 1] - near[j + 1, i])
-    c = far[j, i] + fx * (far[j, i + 1] - far[j, i])
-    d = far[j + 1, i] + fx * (far[j + 1, i + 1] - far[j + 1, i])
-    a, c = a + fy * (b - a), c + fy * (d - c)
-    return a + fz * (c - a)
+    return blend(lattice, i, j, k, x - i, y - j, z - k)
 
 
 @njit(inline="always", fastmath=REPEATABLE)
