@@ -73,9 +73,10 @@ def bare_ears(points: Tensor, solid: Mask) -> Array:
     share, filled = ear_share(points), torch.from_numpy(solid).reshape(-1).float()
     low, high = points.new_tensor(BESIDE_EAR).T
     for side in (-1.0, 1.0):
-        here = points * points.new_tensor([side, 1.0, 1.0])
-        hair = float(filled[((here >= low) & (here <= high)).all(-1)].mean())
-        share[here[:, 0] > 0] *= 1 - min(max((hair - COVERED[0]) / (COVERED[1] - COVERED[0]), 0), 1)
+        x, y, z = side * points[:, 0], points[:, 1], points[:, 2]
+        beside = (x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1]) & (z >= low[2]) & (z <= high[2])
+        hair = float(filled[beside].mean())
+        share[x > 0] *= 1 - min(max((hair - COVERED[0]) / (COVERED[1] - COVERED[0]), 0), 1)
     return np.asarray(share.view(solid.shape).numpy())
 
 
