@@ -9,7 +9,6 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -229,11 +228,9 @@ class _Job:
 
         settings = self.settings.output
         export_mesh(mesh, folder / f"head.{settings.format}", identity, settings.separate_texture, settings.texture_format)
-        with ThreadPoolExecutor(1) as writer:  # the head is packed while its views are drawn
-            saved = writer.submit(head.save, folder / "head.safetensors")
-            with self.stage("views") as context:
-                write_views(head, folder / "views", settings, context)
-            saved.result()
+        head.save(folder / "head.safetensors")
+        with self.stage("views") as context:
+            write_views(head, folder / "views", settings, context)
         if settings.ring_views:
             write_ring(self.views, folder / "ring")
         if settings.turntable != "none":
