@@ -52,7 +52,8 @@ def only_one(path: Path, refusal: PortraitDiffusionError) -> Iterator[None]:
 def keeping_memory() -> Iterator[None]:
     """Let glibc keep memory that is freed until the end, when what is free goes back to the system; elsewhere nothing is changed.
 
-    By default it gives megabytes back at once and gets them again page by page: up to 6 of a draft's 35 processor seconds.
+    By default it gives megabytes back at once and gets them again page by page: 928 000 page faults of a draft, 340 000 like this, 5.4
+    and 1.7 s in the system. The process keeps these thresholds.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is None or not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):

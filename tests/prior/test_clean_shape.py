@@ -12,7 +12,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.clean_shape import RESOLUTION, _ball, _diamond, bare_ears, clean_occupancy, dilated, eroded
+from portrait_backend.prior.clean_shape import RESOLUTION, TWO_CELLS, _ball, bare_ears, clean_occupancy, dilated, eroded
 from portrait_backend.radiance.field import RadianceField
 
 EAR, FIN = ((0.16, 0.23), (-0.09, 0.01), (0.0, 0.012)), ((-0.006, 0.006), (0.0, 0.1), (-0.34, -0.26))
@@ -57,7 +57,7 @@ def test_ears_under_hair_are_none() -> None:
     assert ears[at[2], at[1], at[0]] == 0 and ears[at[2], at[1], 63 - at[0]] == 1
 
 
-@pytest.mark.parametrize("shape", [_ball(1), _ball(3), _diamond(2)], ids=["ball 1", "ball 3", "diamond"])
+@pytest.mark.parametrize("shape", [_ball(1), _ball(3), TWO_CELLS], ids=["ball 1", "ball 3", "two cells"])
 @pytest.mark.parametrize("outside", [False, True])
 def test_widening_and_thinning_are_those_of_scipy(shape: np.ndarray, outside: bool) -> None:
     cells = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(20, 24, 18)), 1.5) > 0.05

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.density_grid import DensityGrid, box_interval, propose
+from portrait_backend.radiance.grid_kernels import absorbed_share
 from portrait_backend.radiance.head import Head
 
 MakeField = Callable[..., Any]
@@ -115,3 +117,9 @@ print(hashlib.sha256(found.t.numpy().tobytes() + found.gap.numpy().tobytes()).he
     made = [subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True) for _ in range(2)]
     assert list(tmp_path.rglob("grid_kernels.place_samples*.nbc")), "the second one came from the cache"
     assert made[0].stdout == made[1].stdout
+
+
+def test_what_a_step_absorbs_is_exact_on_both_sides_of_the_change_of_formula() -> None:
+    depths = np.concatenate([np.logspace(-7, 1, 200), [0.0299, 0.0301]]).astype(np.float32)
+    found = np.array([absorbed_share(x) for x in depths])
+    np.testing.assert_allclose(found, -np.expm1(-depths.astype(np.float64)), rtol=3e-6)

@@ -34,6 +34,8 @@ SHARPEN = 3.0
 LOCK, THICK, FARTHEST = 1.2, 0.012, 0.15
 """Distance from the solid up to which a missing pixel is filled: in distances from its silhouette, what is added to that, and at most
 (head units)."""
+TWO_CELLS: Mask = ndimage.iterate_structure(ndimage.generate_binary_structure(3, 1), 2)
+"""What lies within two steps from cell to cell."""
 DECIDED = 1.5
 """Least log-odds of what was decided, and of what is more than two cells from the surface."""
 BESIDE_EAR, COVERED = ((0.23, 0.25), (-0.11, 0.03), (-0.05, 0.07)), (0.25, 0.5)
@@ -62,7 +64,7 @@ def clean_occupancy(head: RadianceField, portrait: Portrait, grid: DensityGrid |
     clean |= grown(clean, portrait, points, 2 * head.half_extent / RESOLUTION, (face > 0) & below)
     clean |= _closed(clean) & ~(ears > 0.5) & ~below  # hair that was grown hangs together with the head
     odds = SHARPEN * np.log(np.clip(share, 1e-3, 1 - 1e-3) / np.clip(1 - share, 1e-3, 1 - 1e-3))
-    inside, outside = eroded(clean, _diamond(2), outside=True), ~dilated(clean, _diamond(2))
+    inside, outside = eroded(clean, TWO_CELLS, outside=True), ~dilated(clean, TWO_CELLS)
     odds = np.where(clean, np.maximum(odds, np.where(inside, DECIDED, 0)), np.minimum(odds, np.where(outside, -DECIDED, 0)))
     odds = np.where(clean == solid, odds, np.where(clean, DECIDED, -DECIDED))
     return torch.from_numpy((1 / (1 + np.exp(-odds))).astype(np.float32))
@@ -155,8 +157,3 @@ def eroded(cells: Mask, shape: Mask, outside: bool = False) -> Mask:
 def _ball(radius: int) -> Mask:
     z, y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1, -radius : radius + 1]
     return np.asarray(x * x + y * y + z * z <= radius * radius + 1)
-
-
-def _diamond(radius: int) -> Mask:
-    z, y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1, -radius : radius + 1]
-    return np.asarray(abs(x) + abs(y) + abs(z) <= radius)

@@ -66,7 +66,7 @@ def steps_left(x: Any, steps: Any, block: int, reach: int, blocks: int, cells: A
 
 @njit(inline="always", fastmath=REPEATABLE)
 def absorbed_share(x: Any) -> Any:
-    """1 - exp(-x) for an optical depth x >= 0, to the last bit but one."""
+    """1 - exp(-x) for an optical depth x >= 0; for thin matter by its series, which is quicker and loses no digits."""
     if x < np.float32(0.03):
         return x * (np.float32(1) - x * (np.float32(1 / 2) - x * (np.float32(1 / 6) - x * np.float32(1 / 24))))
     return np.float32(1) - np.exp(-x)
