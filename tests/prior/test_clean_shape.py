@@ -12,7 +12,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.clean_shape import RESOLUTION, TWO_CELLS, _ball, bare_ears, clean_occupancy, dilated, eroded
+from portrait_backend.prior.clean_shape import RESOLUTION, TWO_CELLS, _ball, bare_ears, clean_occupancy, dilated, distance_at, eroded
 from portrait_backend.radiance.field import RadianceField
 
 EAR, FIN = ((0.16, 0.23), (-0.09, 0.01), (0.0, 0.012)), ((-0.006, 0.006), (0.0, 0.1), (-0.34, -0.26))
@@ -64,3 +64,17 @@ def test_widening_and_thinning_are_those_of_scipy(shape: np.ndarray, outside: bo
     assert 0.05 < cells.mean() < 0.95
     assert (dilated(cells, shape, outside) == ndimage.binary_dilation(cells, shape, border_value=outside)).all()
     assert (eroded(cells, shape, outside) == ndimage.binary_erosion(cells, shape, border_value=outside)).all()
+
+
+def test_distances_to_a_solid_are_those_of_scipy_where_they_are_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    solid = ndimage.gaussian_filter(rng.normal(size=(20, 24, 18)), 2.0) > 0.15
+    asked = ~solid & (rng.random(solid.shape) < 0.3)
+    known = ndimage.distance_transform_edt(~solid)
+    reach = float(np.quantile(known[asked], 0.7))
+    found = distance_at(solid, asked, reach)
+    near = asked & (known <= reach)
+    assert 0.5 < near.sum() / asked.sum() < 0.9
+    np.testing.assert_allclose(found[near], known[near])
+    assert np.isinf(found[~near]).all()
+    assert np.isinf(distance_at(np.zeros_like(solid), asked, reach)).all()

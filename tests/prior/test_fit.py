@@ -7,8 +7,9 @@ import torch
 
 from portrait_backend.context import Cancelled, Context
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.fit import around
+from portrait_backend.prior.fit import around, without_floaters
 from portrait_backend.prior.starter import StarterPrior, encoder_input, predict_head, starter_network
+from portrait_backend.radiance.analytic import ellipsoid_head
 from portrait_shared.settings import PriorSettings
 
 
@@ -53,6 +54,19 @@ def test_there_is_no_haze_away_from_the_cleaned_shape(portrait: Portrait) -> Non
     far = ~around(share.float(), 4)
     left, haze = (float(head.density_grid(64).values[far].max()) for head in (after, before))
     assert haze > 1 and left < 1e-6, f"the network alone leaves {haze:g}, the fit {left:g}"
+
+
+def test_what_floats_beside_the_head_is_left_out() -> None:
+    whole = ellipsoid_head(size=32)
+    assert without_floaters(whole) is whole
+    cells = torch.ones(64, 64, 64, dtype=torch.bool)
+    cells[:, :, 38:46] = False  # x from .09 to .22: a gap that parts the ellipsoid's end from the rest
+    parted = whole.within(cells)
+    kept = without_floaters(parted)
+    at = torch.tensor([[0.0, 0.0, 0.0], [0.245, 0.0, 0.0], [-0.245, 0.0, 0.0]])
+    before, after = parted.density(at), kept.density(at)
+    assert (before > whole.surface_density).all(), "matter in the middle and at both ends"
+    assert after[0] == before[0] and after[2] == before[2] and after[1] == 0
 
 
 def test_the_same_seed_gives_the_same_planes_and_another_does_not(portrait: Portrait) -> None:

@@ -35,7 +35,7 @@ CHART_SCALE = {FACE_CHART: 1.3, CUT_CHART: 0.5}
 PADDING = 4
 """Texels between charts, at least: charts are packed on a lattice this coarse."""
 MIN_PACK_SIZE = 128
-ARRANGEMENTS = 8
+ARRANGEMENTS = 4
 """Ways to turn the charts that are tried for the tightest packing."""
 OVERLAP_SIZE = 512
 """Side of the raster in which overlap inside a chart is looked for."""

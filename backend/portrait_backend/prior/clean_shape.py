@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from portrait_backend.portrait.regions import ear_share, face_share
@@ -109,9 +110,24 @@ def grown(solid: Mask, portrait: Portrait, points: Tensor, cell: float, bare: Ma
     matte, valid = F.interpolate(torch.stack([portrait.matte, portrait.valid])[None], size=shown.shape, mode="area")[0].numpy()
     missing = (matte > 0.5) & (valid > 0.5) & ~shown
     away = ndimage.distance_transform_edt(~shown) * pixel
-    distance = ndimage.distance_transform_edt(~solid if bare is None else ~solid | bare) * cell
-    filled = (missing[row, column] & inside).reshape(solid.shape)
-    return np.asarray(filled & (distance <= LOCK * away[row, column].reshape(solid.shape) + THICK) & (distance < FARTHEST))
+    reach = np.minimum(LOCK * away + THICK, FARTHEST)[row, column].reshape(solid.shape)
+    asked = (missing[row, column] & inside).reshape(solid.shape) & ~solid
+    source = solid if bare is None else solid & ~bare
+    return asked & (distance_at(source, asked, float(reach[asked].max(initial=0)) / cell) * cell <= reach)
+
+
+def distance_at(solid: Mask, asked: Mask, farthest: float) -> Array:
+    """Return the distance in cells (n, n, n) to a solid (n, n, n) at the asked cells (n, n, n) outside it.
+
+    Infinite beyond `farthest` and elsewhere. It looks for the nearest cell of the solid's surface, there only.
+    """
+    distance = np.full(solid.shape, np.inf)
+    surface = np.argwhere(solid & ~eroded(solid, ndimage.generate_binary_structure(3, 1), outside=True))
+    if len(surface) and asked.any():
+        distance[asked] = cKDTree(surface).query(np.argwhere(asked), distance_upper_bound=farthest + 1e-6, workers=torch.get_num_threads())[
+            0
+        ]
+    return distance
 
 
 def _decided(solid: Mask, face: Mask, ears: Mask, below: Mask) -> Mask:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from portrait_backend.context import Context
@@ -34,6 +36,8 @@ RAYS, GRID, REBUILD = 2025, 80, 14
 """Rays a step, lattice resolution, steps between two lattices."""
 MARGIN = 3
 """Cells around the cleaned shape in which there may be matter; farther off there is the network's haze."""
+FLOATS = 0.5
+"""Share of the surface's density from which matter is looked at for what hangs together."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,23 @@ def fit_shape(head: Head, portrait: Portrait, steps: int, context: Context, tota
         loss = weights.matte * error + _anchor(field, wanted, cells, weights, generator)
         optimiser.minimise(loss)
         context.report(step + 1, total, None, matte_error=float(error.detach()))
-    return field.finished().within(around(wanted))
+    return without_floaters(field.finished().within(around(wanted)))
+
+
+@torch.no_grad()
+def without_floaters(head: Head) -> Head:
+    """Return the head without what does not hang together with its largest solid: shreds of flying hair."""
+    solid = (head.density_grid().values > FLOATS * head.surface_density).cpu()
+    labels, count = ndimage.label(solid.numpy())
+    if count < 2:
+        return head
+    largest = torch.from_numpy(labels == np.bincount(labels[labels > 0]).argmax())
+    loose = around(solid.float() * ~largest, 1) & ~around(largest.float(), 1)
+    near = around(largest.float(), MARGIN) & ~loose
+    if head.region is None:
+        return head.within(near)
+    finer = F.interpolate(near[None, None].float(), size=head.region.shape, mode="nearest")[0, 0] > 0.5
+    return head.within(head.region & finer.to(head.region.device))
 
 
 def around(wanted: Tensor, cells: int = MARGIN) -> Tensor:

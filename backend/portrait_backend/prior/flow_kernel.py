@@ -15,6 +15,9 @@ from portrait_backend.radiance.grid_kernels import REPEATABLE, blend
 LEAST = np.float32(1e-12)
 BLOCK = 64
 """Points that are moved together: their arithmetic becomes vector operations."""
+INLINED = "958248cde575"
+"""Of which `grid_kernels` the functions are that are compiled in here, as numba's cache looks at this file alone: the first digits of its
+SHA-256. A test says what they are."""
 
 
 @njit(inline="always", fastmath=REPEATABLE)

@@ -18,13 +18,13 @@ from numba's cache differ in the last bit, and the first head after an installat
 
 
 @njit(inline="always", fastmath=REPEATABLE)
-def blend(lattice: Any, i: int, j: int, k: int, x: Any, y: Any, z: Any) -> Any:
-    """Mix the eight values of a lattice (indexed z, y, x) around cell i, j, k by the shares x, y, z in [0, 1] of their neighbours."""
-    near, far = lattice[k], lattice[k + 1]
-    a = near[j, i] + x * (near[j, i + 1] - near[j, i])
-    b = near[j + 1, i] + x * (near[j + 1, i + 1] - near[j + 1, i])
-    c = far[j, i] + x * (far[j, i + 1] - far[j, i])
-    d = far[j + 1, i] + x * (far[j + 1, i + 1] - far[j + 1, i])
+def blend(lattice: Any, i: Any, j: Any, k: Any, x: Any, y: Any, z: Any) -> Any:
+    """Mix the eight values of a lattice (indexed z, y, x) around cell i, j, k >= 0 by the shares x, y, z in [0, 1] of their neighbours."""
+    i, j, k, one = np.uint64(i), np.uint64(j), np.uint64(k), np.uint64(1)  # a signed index is checked for counting from the end
+    a = lattice[k, j, i] + x * (lattice[k, j, i + one] - lattice[k, j, i])
+    b = lattice[k, j + one, i] + x * (lattice[k, j + one, i + one] - lattice[k, j + one, i])
+    c = lattice[k + one, j, i] + x * (lattice[k + one, j, i + one] - lattice[k + one, j, i])
+    d = lattice[k + one, j + one, i] + x * (lattice[k + one, j + one, i + one] - lattice[k + one, j + one, i])
     a, c = a + y * (b - a), c + y * (d - c)
     return a + z * (c - a)
 
@@ -36,7 +36,8 @@ def trilinear(lattice: Any, x: Any, y: Any, z: Any) -> Any:
     top = np.float32(n - 1)
     x, y, z = min(max(x, np.float32(0)), top), min(max(y, np.float32(0)), top), min(max(z, np.float32(0)), top)
     i, j, k = min(int(x), n - 2), min(int(y), n - 2), min(int(z), n - 2)
-    return blend(lattice, i, j, k, x - i, y - j, z - k)
+    # a float32 less an int would be of double precision
+    return blend(lattice, i, j, k, x - np.float32(i), y - np.float32(j), z - np.float32(k))
 
 
 @njit(inline="always", fastmath=REPEATABLE)

@@ -13,6 +13,10 @@ from numba import njit, prange
 
 from portrait_backend.radiance.grid_kernels import REPEATABLE, absorbed_share, block_of, steps_a_cell, steps_left, trilinear
 
+INLINED = "958248cde575"
+"""Of which `grid_kernels` the functions are that are compiled in here, as numba's cache looks at this file alone: the first digits of its
+SHA-256. A test says what they are."""
+
 
 @njit(parallel=True, fastmath=REPEATABLE, cache=True)
 def march(
