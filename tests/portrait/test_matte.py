@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from portrait_backend.portrait.matte import face_hull, keep_face_piece, make_matte
+from portrait_backend.portrait.spill import close_gaps
 
 SIZE = 320
 
@@ -41,6 +42,17 @@ def test_gap_that_the_segmenter_filled_is_found_by_colour() -> None:
     assert iou > 0.97
     edge = matte.alpha > 0.3
     assert (matte.foreground[edge][:, 1] < 0.35).all()  # no green in the hair
+
+
+def test_hair_goes_on_over_a_gap_that_the_matte_has_filled() -> None:
+    head, face, gap, shine = disc(160, 160, 100), disc(160, 160, 40), disc(235, 160, 4), disc(85, 160, 4)
+    image = np.where((head & ~gap)[..., None], textured((0.2, 0.12, 0.1)), textured((0.3, 0.8, 0.3)))
+    image = np.where(shine[..., None], textured((0.75, 0.7, 0.68)), image).clip(0, 1)
+    closed = close_gaps(image, head.astype(float), image, gap | shine | disc(160, 130, 4), face)
+    assert np.abs(closed[gap] - (0.2, 0.12, 0.1)).max() < 0.1
+    untouched = ~disc(235, 160, 8)  # bright hair is of the sitter's own hue, the face is never touched
+    assert np.array_equal(closed[untouched], image[untouched])
+    assert close_gaps(image, head.astype(float), image, shine, face) is image
 
 
 def test_soft_and_wrong_border_of_the_segmenter_is_corrected() -> None:

@@ -18,7 +18,7 @@ from scipy.spatial import cKDTree
 from scipy.special import expit, logit
 
 from portrait_backend.portrait.closed_form import Array, estimate_foreground, solve_alpha
-from portrait_backend.portrait.spill import remove_spill
+from portrait_backend.portrait.spill import close_gaps, remove_spill
 
 Mask = NDArray[np.bool_]
 
@@ -32,6 +32,8 @@ PLACE_SCALE = 0.5
 """Weight of position against colour (Lab / 100) when a pixel is compared with known ones, per crop side."""
 DISTANCE_FLOOR, DISTANCE_POWER = 0.01, 4
 BACKGROUND_LIKE = 0.15
+SHINES = 0.5
+"""Solid pixels that look less like the sitter than this may be gaps between strands."""
 SEGMENTER_TRUST, COLOUR_TRUST = 1.5, 2.0
 """Exponents of the two opinions in the prior of the matting."""
 PRIOR_WEIGHT = 0.05
@@ -84,7 +86,8 @@ def make_matte(image: Array, valid: Array, probability: Array, landmarks: Array,
     alpha = solve_alpha(image, known, start, PRIOR_WEIGHT * (2 * prior - 1) ** 2)
     alpha = np.clip((alpha - CLEAR) / (SOLID - CLEAR), 0, 1)
     alpha = keep_face_piece(np.where(face & inside, 1.0, alpha), face)
-    return Matte(alpha, remove_spill(estimate_foreground(image, alpha), alpha, image, inside & (alpha < CLEAR), face))
+    foreground = remove_spill(estimate_foreground(image, alpha), alpha, image, inside & (alpha < CLEAR), face)
+    return Matte(alpha, close_gaps(foreground, alpha, image, (alpha > 0.5) & (looks < SHINES) & inside, face))
 
 
 def use_own_alpha(premultiplied: Array, alpha: Array, estimate: Matte, probability: Array, landmarks: Array) -> Matte:

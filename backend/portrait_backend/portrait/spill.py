@@ -1,4 +1,4 @@
-"""Remove background colour that shines through hair or is reflected by it (spill) from foreground colours.
+"""Remove background colour that shines through hair or is reflected by it (spill), or between its strands, from foreground colours.
 
 Matting explains an edge pixel as a mixture; backlit hair is tinted deeper inside. There the chroma that a pixel has
 in the hue of the local background, beyond what the local interior has of it, is taken away; its lightness stays.
@@ -18,6 +18,10 @@ SPREAD = 24.0
 """Standard deviation in px of the windows that give the local interior and background colour."""
 MIN_SEPARATION = 10.0
 """Chroma (Lab units) that the background must have beyond the interior, else spill can't be told from variety."""
+GAP_CHROMA = 18.0
+"""Chroma (Lab units) by which a gap between strands differs from the local interior."""
+MIXED = 5
+"""Width in px of the disc that widens gaps: what borders on them is mixed with them."""
 
 
 def remove_spill(foreground: Array, alpha: Array, image: Array, background: NDArray[np.bool_], face: NDArray[np.bool_]) -> Array:
@@ -38,6 +42,24 @@ def remove_spill(foreground: Array, alpha: Array, image: Array, background: NDAr
     amount = cv2.GaussianBlur(amount.astype(np.float32), (0, 0), 1.0)
     lab[..., 1:] -= amount[..., None] * hue
     return np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).clip(0, 1), np.float64)
+
+
+def close_gaps(foreground: Array, alpha: Array, image: Array, gaps: NDArray[np.bool_], face: NDArray[np.bool_]) -> Array:
+    """Return foreground colours (H, W, 3) in which the hair around is continued into gaps between strands.
+
+    A matte fills narrow gaps and a shape has none: the background in them would be paint on the hair. gaps (H, W): where there may be one;
+    it is one if its colour in the image (H, W, 3) is another than that of the sitter around, alpha (H, W), beside the `face` (H, W).
+    """
+    chroma = _lab(image)[..., 1:]
+    depth = cv2.distanceTransform((alpha > 0.5).astype(np.uint8), cv2.DIST_L2, 5)
+    interior, has_interior = _local_mean(chroma, (depth > REACH / 2) & ~face & ~gaps)
+    gaps = gaps & ~face & has_interior & (np.linalg.norm(chroma - interior, axis=-1) > GAP_CHROMA)
+    if not gaps.any():
+        return foreground
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (MIXED, MIXED))
+    mixed = cv2.dilate(gaps.astype(np.uint8), disc).astype(bool) & ~face
+    filled = cv2.inpaint((foreground * 255).round().astype(np.uint8), mixed.astype(np.uint8), MIXED, cv2.INPAINT_TELEA)
+    return np.where(mixed[..., None], filled / 255.0, foreground)
 
 
 def _lab(image: Array) -> NDArray[np.float32]:
