@@ -16,6 +16,8 @@ REACH = 30
 """Spill is looked for up to this many px (of 512) inside the silhouette, and fades out to there."""
 SPREAD = 24.0
 """Standard deviation in px of the windows that give the local interior and background colour."""
+COARSE = 4
+"""Pixels a side that are one when those windows are drawn."""
 MIN_SEPARATION = 10.0
 """Chroma (Lab units) that the background must have beyond the interior, else spill can't be told from variety."""
 GAP_CHROMA = 18.0
@@ -67,7 +69,8 @@ def _lab(image: Array) -> NDArray[np.float32]:
 
 
 def _local_mean(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Gaussian mean of values (H, W, 2) over mask (H, W), and where there is any of it near."""
-    weight = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), SPREAD)
-    total = cv2.GaussianBlur(values * mask[..., None].astype(np.float32), (0, 0), SPREAD)
-    return total / np.maximum(weight, 1e-6)[..., None], weight > 1e-3
+    """Gaussian mean of values (H, W, 2) over mask (H, W), drawn on a coarse lattice, and where there is any of it near."""
+    weighted = np.dstack([values * mask[..., None], mask]).astype(np.float32)
+    coarse = cv2.resize(weighted, None, fx=1 / COARSE, fy=1 / COARSE, interpolation=cv2.INTER_AREA)
+    total = cv2.resize(cv2.GaussianBlur(coarse, (0, 0), SPREAD / COARSE), mask.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return total[..., :2] / np.maximum(total[..., 2:], 1e-6), total[..., 2] > 1e-3
