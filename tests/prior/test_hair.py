@@ -102,6 +102,16 @@ def test_the_style_follows_contrast_fineness_and_direction_of_the_photo(portrait
     assert measure_strands(portrait, torch.zeros(512, 512, dtype=torch.bool)) is None
 
 
+def test_light_and_shadow_of_curls_do_not_become_stripes_from_black_to_white(portrait: Portrait) -> None:
+    hair = hair_pixels(portrait)
+    strong, hard = (measure_strands(striped(portrait, 24, contrast), hair) for contrast in (0.35, 0.95))
+    assert strong and hard
+    spread = [float(style.ramp.mean(-1).log().std()) for style in (strong, hard)]
+    assert 0.2 < spread[0] < STRONGEST and spread[1] == pytest.approx(STRONGEST, rel=0.03)
+    assert hard.ramp.mean(0).tolist() == pytest.approx([1, 1, 1], abs=1e-5)
+    assert (hard.ramp.mean(-1).diff() >= 0).all()
+
+
 def test_strands_have_the_ramps_colours_and_run_along_the_flow(portrait: Portrait) -> None:
     style = measure_strands(striped(portrait, 12, 0.3), hair_pixels(portrait))
     assert style
