@@ -17,7 +17,7 @@ from portrait_backend.prior.hair_colour import (
     photo_hair_colour,
     share_above,
 )
-from portrait_backend.prior.hair_strands import along_flow, hair_flow, measure_strands, on_capsule, strand_factors
+from portrait_backend.prior.hair_strands import STRONGEST, along_flow, hair_flow, measure_strands, on_capsule, strand_factors
 from portrait_backend.prior.unseen import hairness
 from portrait_backend.radiance.cameras import Camera
 
