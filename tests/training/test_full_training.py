@@ -174,7 +174,7 @@ from pathlib import Path
 import os, sys
 recipe = LineRecipe()
 train(recipe, options(Path(sys.argv[1]), 60))
-Path("slope" + os.environ["RANK"]).write_text(f"{float(recipe.network.weight.detach()):.6f}")  # lines of two processes may mix in one stream
+Path("slope" + os.environ["RANK"]).write_text(f"{float(recipe.network.weight.detach()):.6f}")  # the streams of two may mix
 """
 
 
