@@ -124,9 +124,8 @@ def distance_at(solid: Mask, asked: Mask, farthest: float) -> Array:
     distance = np.full(solid.shape, np.inf)
     surface = np.argwhere(solid & ~eroded(solid, ndimage.generate_binary_structure(3, 1), outside=True))
     if len(surface) and asked.any():
-        distance[asked] = cKDTree(surface).query(np.argwhere(asked), distance_upper_bound=farthest + 1e-6, workers=torch.get_num_threads())[
-            0
-        ]
+        tree, threads = cKDTree(surface), torch.get_num_threads()
+        distance[asked], _ = tree.query(np.argwhere(asked), distance_upper_bound=farthest + 1e-6, workers=threads)
     return distance
 
 

@@ -22,7 +22,7 @@ COLOURS = 4
 but contour lines ripple where a surface turns away."""
 STEPS_PER_CELL = 2
 UNSEEN = 0.01
-"""Density per head unit that counts as nothing: it absorbs less than a ten-thousandth of a ray in a step. Alpha differs by 3e-7 in the mean
+"""Density per head unit that counts as nothing: it absorbs less than a ten-thousandth of a ray in a step. Alpha differs by 2e-7 in the mean
 from that of a lattice in which only 1e-4 is nothing, and the march is a tenth quicker."""
 
 
