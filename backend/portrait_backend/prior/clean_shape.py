@@ -136,11 +136,18 @@ def _decided(solid: Mask, face: Mask, ears: Mask, below: Mask) -> Mask:
     """
     on_head, on_body = (dilated(eroded(solid, _ball(radius)), _ball(radius)) for radius in (THIN, THIN_BELOW))
     opened = np.where(below, on_body, on_head) | (solid & (face | ears))
-    labels, count = ndimage.label(opened)
-    if count == 0:
+    if not opened.any():
         return solid
-    one = labels == np.bincount(labels.ravel())[1:].argmax() + 1
+    one = largest_piece(opened)
     return np.asarray(ndimage.binary_fill_holes((_closed(one) & ~ears) | one))
+
+
+def largest_piece(cells: Mask) -> Mask:
+    """Return the largest connected piece of the cells (n, n, n), none of none."""
+    labels, _ = ndimage.label(cells)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return np.asarray(cells & (labels == sizes.argmax()))
 
 
 def _closed(solid: Mask) -> Mask:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
 from portrait_backend.context import Context
@@ -18,7 +16,7 @@ from portrait_backend.painting.adam import Adam
 from portrait_backend.painting.surface import silhouette
 from portrait_backend.portrait.regions import ear_share
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.clean_shape import RESOLUTION, clean_occupancy
+from portrait_backend.prior.clean_shape import RESOLUTION, clean_occupancy, largest_piece
 from portrait_backend.prior.paint import paint
 from portrait_backend.radiance.density_grid import DensityGrid, neighbourhood_max
 from portrait_backend.radiance.head import Head
@@ -123,10 +121,9 @@ def fit_shape(head: Head, portrait: Portrait, steps: int, context: Context, tota
 def without_floaters(head: Head) -> Head:
     """Return the head without what does not hang together with its largest solid: shreds of flying hair."""
     solid = (head.density_grid().values > FLOATS * head.surface_density).cpu()
-    labels, count = ndimage.label(solid.numpy())
-    if count < 2:
+    largest = torch.from_numpy(largest_piece(solid.numpy()))
+    if torch.equal(largest, solid):
         return head
-    largest = torch.from_numpy(labels == np.bincount(labels[labels > 0]).argmax())
     loose = around(solid.float() * ~largest, 1) & ~around(largest.float(), 1)
     near = around(largest.float(), MARGIN) & ~loose
     if head.region is None:
