@@ -15,8 +15,10 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from portrait_backend.portrait.regions import ear_share, face_share
+from portrait_backend.portrait.regions import face_share
 from portrait_backend.portrait.types import Portrait
+from portrait_backend.prior.ears import bare_ears
+from portrait_backend.prior.face_front import before_face
 from portrait_backend.radiance.density_grid import DensityGrid
 from portrait_backend.radiance.field import RadianceField
 
@@ -39,9 +41,6 @@ TWO_CELLS: Mask = ndimage.iterate_structure(ndimage.generate_binary_structure(3,
 """What lies within two steps from cell to cell."""
 DECIDED = 1.5
 """Least log-odds of what was decided, and of what is more than two cells from the surface."""
-BESIDE_EAR, COVERED = ((0.23, 0.25), (-0.11, 0.03), (-0.05, 0.07)), (0.25, 0.5)
-"""Box just outside a left ear, head units, and the shares of it that are solid over which hair counts as covering the ear. Photos of three
-men with bare ears: 0 to .36 of it, of three sitters with hair over their ears: .43 to .96."""
 OUTSIDE_PX = 3
 """Pixels of 512 outside the matte from which there is nothing."""
 
@@ -54,7 +53,8 @@ def clean_occupancy(head: RadianceField, portrait: Portrait, grid: DensityGrid |
     axis = ((torch.arange(RESOLUTION) + 0.5) / RESOLUTION * 2 - 1) * head.half_extent
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     points = torch.stack([x, y, z], -1).reshape(-1, 3)
-    face, empty = (values.view(share.shape).numpy() for values in (face_share(portrait, points), shown_empty(portrait, points)))
+    nothing = shown_empty(portrait, points) | before_face(portrait, points)
+    face, empty = (values.view(share.shape).numpy() for values in (face_share(portrait, points), nothing))
     ears = bare_ears(points, share > 0.5)
     smooth = ndimage.gaussian_filter(share, SMOOTHING, mode="nearest")
     fine = ndimage.gaussian_filter(share, FACE_SMOOTHING, mode="nearest")
@@ -69,18 +69,6 @@ def clean_occupancy(head: RadianceField, portrait: Portrait, grid: DensityGrid |
     odds = np.where(clean, np.maximum(odds, np.where(inside, DECIDED, 0)), np.minimum(odds, np.where(outside, -DECIDED, 0)))
     odds = np.where(clean == solid, odds, np.where(clean, DECIDED, -DECIDED))
     return torch.from_numpy((1 / (1 + np.exp(-odds))).astype(np.float32))
-
-
-def bare_ears(points: Tensor, solid: Mask) -> Array:
-    """Return how much the cells of a solid (n, n, n), centred at points (n^3, 3), belong to an ear that no hair covers: (n, n, n)."""
-    share, filled = ear_share(points), torch.from_numpy(solid).reshape(-1).float()
-    low, high = points.new_tensor(BESIDE_EAR).T
-    for side in (-1.0, 1.0):
-        x, y, z = side * points[:, 0], points[:, 1], points[:, 2]
-        beside = (x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1]) & (z >= low[2]) & (z <= high[2])
-        hair = float(filled[beside].mean())
-        share[x > 0] *= 1 - min(max((hair - COVERED[0]) / (COVERED[1] - COVERED[0]), 0), 1)
-    return np.asarray(share.view(solid.shape).numpy())
 
 
 def shown_empty(portrait: Portrait, points: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from portrait_backend.portrait.regions import FACE_OVAL, Mask, face_outline, filled_polygon
@@ -36,6 +37,10 @@ NECK_FADE = 0.08
 """Height over which neck turns into hair at the back, head units."""
 EARS_Z, EARS_TOP = -0.02, 0.08
 """Behind this depth, or above this height, there are no ears."""
+BARE = (EARS_TOP, EARS_TOP)
+"""Height down to which hair covers the right and the left ear where neither is covered."""
+COVER_FRONT, COVER_FADE = 0.08, 0.04
+"""Depth before which hair over an ear ends, and length over which it ends there and below (head units)."""
 
 
 def hair_pixels(portrait: Portrait) -> Tensor:
@@ -50,9 +55,7 @@ def hair_pixels(portrait: Portrait) -> Tensor:
     jaw = marks[list(JAW)]
     neck = filled_polygon(np.concatenate([jaw, [[jaw[-1, 0], size], [jaw[0, 0], size]]]), size)
     solid = (portrait.matte.numpy() > 0.95) & (portrait.valid.numpy() > 0.5)
-    lab = cv2.cvtColor(portrait.rgba[..., :3].contiguous().numpy(), cv2.COLOR_RGB2LAB) * np.array([LIGHTNESS_WEIGHT, 1, 1], np.float32)
-    spots = marks[list(SKIN_SPOTS)].round().astype(int).clip(0, size - 1)
-    skin = np.median(lab[spots[:, 1], spots[:, 0]], axis=0)
+    lab, skin = _lab_and_skin(portrait)
     above = np.zeros_like(face)
     above[: int(marks[list(EYE_CORNERS), 1].mean().clip(0, size))] = True
     around = solid & ~face & ~neck
@@ -67,6 +70,23 @@ def hair_pixels(portrait: Portrait) -> Tensor:
         scalp = cv2.dilate(_joined(broad.astype(bool), face).astype(np.uint8), DISC).astype(bool)
         hair = _joined(hair & ~scalp & (above | like_hair), hair & above)
     return torch.from_numpy(hair)
+
+
+def bare_face_pixels(portrait: Portrait, hair: Tensor) -> Tensor:
+    """Return which pixels (512, 512) within the face's outline are plainly skin, less like `hair` (512, 512): bool."""
+    lab, skin = _lab_and_skin(portrait)
+    to_skin = np.linalg.norm(lab - skin, axis=-1)
+    bare = face_outline(portrait) & (to_skin < SKIN_LIKE)
+    if bool(hair.any()):
+        bare &= to_skin < np.linalg.norm(lab - np.median(lab[hair.numpy()], axis=0), axis=-1)
+    return torch.from_numpy(bare)
+
+
+def _lab_and_skin(portrait: Portrait) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the photo in Lab (512, 512, 3), lightness by `LIGHTNESS_WEIGHT`, and its skin's colour (3,)."""
+    lab = cv2.cvtColor(portrait.rgba[..., :3].contiguous().numpy(), cv2.COLOR_RGB2LAB) * np.array([LIGHTNESS_WEIGHT, 1, 1], np.float32)
+    spots = portrait.landmarks.numpy()[list(SKIN_SPOTS)].round().astype(int).clip(0, len(lab) - 1)
+    return lab, np.median(lab[spots[:, 1], spots[:, 0]], axis=0)
 
 
 def _joined(region: Mask, seed: Mask) -> Mask:
@@ -99,12 +119,17 @@ def body_pixels(portrait: Portrait, hair: Tensor) -> Tensor:
     return (portrait.matte > 0.95) & (portrait.valid > 0.5) & torch.from_numpy(~face & below) & ~hair
 
 
-def hair_share(points: Tensor) -> Tensor:
-    """Return how surely unseen surface points (N, 3) are hair, by place: 1 on crown and back, 0 on neck, ears and temples."""
-    _, y, z = points.unbind(-1)
+def hair_share(points: Tensor, covered: tuple[float, float] = BARE) -> Tensor:
+    """Return how surely unseen surface points (N, 3) are hair, by place: 1 on crown and back, 0 on neck, ears and temples.
+
+    covered: height (head units) to which hair covers the right and the left ear (`ears.covered_ears`).
+    """
+    x, y, z = points.unbind(-1)
     behind_ears = ((EARS_Z - z) / 0.08).clamp(0, 1)
     above_ears = ((y - EARS_TOP) / 0.08).clamp(0, 1)
-    return share_above(points, SHORT_HAIR) * torch.maximum(behind_ears, above_ears)
+    lowest = torch.where(x < 0, covered[0], covered[1])
+    over_ear = ((y - lowest) / COVER_FADE + 0.5).clamp(0, 1) * ((COVER_FRONT - z) / COVER_FADE + 0.5).clamp(0, 1) * (lowest < EARS_TOP)
+    return share_above(points, SHORT_HAIR) * torch.maximum(torch.maximum(behind_ears, above_ears), over_ear)
 
 
 def share_above(points: Tensor, lowest: float) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from portrait_backend.prior.hair_colour import hair_share
+from portrait_backend.prior.hair_colour import BARE, hair_share
 from portrait_backend.prior.hair_strands import BAND_EDGES, FINEST, RADIUS, StrandStyle, along_flow, cell_size
 
 LATTICE = 96
@@ -17,10 +17,10 @@ SAMPLE = 4000
 
 
 class HairGrain:
-    """Streaks as fine as the photo's own, where hair is by its place (`texture_field.Detail`)."""
+    """Streaks as fine as the photo's own, where hair is by its place (`texture_field.Detail`); covered: as for `hair_share`."""
 
-    def __init__(self, style: StrandStyle, generator: torch.Generator, device: torch.device) -> None:
-        self.style = style
+    def __init__(self, style: StrandStyle, generator: torch.Generator, device: torch.device, covered: tuple[float, float] = BARE) -> None:
+        self.style, self.covered = style, covered
         self.cell = cell_size(FINEST, BAND_EDGES[0])
         noise, places = (torch.randn(*shape, generator=generator, device=generator.device) for shape in (3 * (LATTICE,), (SAMPLE, 3)))
         self.noise = noise.to(device)
@@ -31,7 +31,7 @@ class HairGrain:
 
     def factors(self, points: Tensor, colour: Tensor) -> Tensor:
         """Return what the colours (N, 3) at points (N, 3) are multiplied by: (N,)."""
-        share = hair_share(points)
+        share = hair_share(points, self.covered)
         hair = (share > 0).nonzero()[:, 0]
         change = (self.style.grain / self.spread * self._streaks(points[hair])).clamp(-STRONGEST, STRONGEST)
         return torch.ones_like(share).index_copy(0, hair, 1 + share[hair] * change)

@@ -11,6 +11,8 @@ from portrait_backend.context import Context
 from portrait_backend.painting.regression import KNOWN, Targets, looked_at, regress
 from portrait_backend.painting.surface import joined
 from portrait_backend.portrait.types import Portrait
+from portrait_backend.prior.ears import covered_ears
+from portrait_backend.prior.hair_colour import hair_pixels
 from portrait_backend.prior.unseen import unseen_colours
 from portrait_backend.radiance.head import Head
 
@@ -22,7 +24,8 @@ def paint_targets(head: Head, portrait: Portrait, generator: torch.Generator) ->
     doubtful = seen.trust < KNOWN
     open_points = joined([seen[doubtful], around])
     guess = head.colour(open_points.position)
-    guess = unseen_colours(portrait, seen, head.colour(seen.position), open_points, guess, generator)
+    covered = covered_ears(head, portrait, hair_pixels(portrait))
+    guess = unseen_colours(portrait, seen, head.colour(seen.position), open_points, guess, generator, covered)
     colours = guess + open_points.trust[:, None] * (open_points.colour - guess)
     ray_colour = seen.colour.clone()
     ray_colour[doubtful] = colours[: int(doubtful.sum())]

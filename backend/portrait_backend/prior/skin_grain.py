@@ -14,7 +14,7 @@ from torch import Tensor
 
 from portrait_backend.portrait.regions import face_outline
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.hair_colour import hair_share
+from portrait_backend.prior.hair_colour import BARE, hair_share
 from portrait_backend.prior.hair_strands import FINEST, LATTICE, cell_size, masked_blur, noise_at, periodic
 from portrait_backend.prior.skin_and_clothes import skin_share
 
@@ -37,11 +37,18 @@ STRONGEST = 0.3
 class SkinGrain:
     """The noise, where unseen skin is by colour and place (`texture_field.Detail`).
 
-    strengths: standard deviation of the relative brightness in each band; skin (M, 3): the photo's.
+    strengths: standard deviation of the relative brightness in each band; skin (M, 3): the photo's; covered: as for `hair_share`.
     """
 
-    def __init__(self, strengths: tuple[float, ...], skin: Tensor, generator: torch.Generator, device: torch.device) -> None:
-        self.strengths, self.skin = strengths, skin.to(device)
+    def __init__(
+        self,
+        strengths: tuple[float, ...],
+        skin: Tensor,
+        generator: torch.Generator,
+        device: torch.device,
+        covered: tuple[float, float] = BARE,
+    ) -> None:
+        self.strengths, self.skin, self.covered = strengths, skin.to(device), covered
         self.cells = [cell_size(fine, coarse) for fine, coarse in pairwise(BAND_EDGES)]
         lattices = [periodic(torch.randn(3 * (LATTICE,), generator=generator, device=generator.device)).to(device) for _ in self.cells]
         places = torch.rand(LATTICE**2, 3, generator=generator, device=generator.device).to(device)
@@ -49,7 +56,7 @@ class SkinGrain:
 
     def factors(self, points: Tensor, colour: Tensor) -> Tensor:
         """Return what the colours (N, 3) at points (N, 3) are multiplied by: (N,)."""
-        share = skin_share(colour, self.skin) * (1 - hair_share(points))
+        share = skin_share(colour, self.skin) * (1 - hair_share(points, self.covered))
         bands = zip(self.strengths, self.noise, self.cells, strict=True)
         change = torch.stack([strength * noise_at(noise, points / cell) for strength, noise, cell in bands]).sum(0)
         return 1 + share * (STRENGTH * change).clamp(-STRONGEST, STRONGEST)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.ear_shade import EarShade
+from portrait_backend.prior.ears import covered_ears
 from portrait_backend.prior.hair_colour import hair_pixels
 from portrait_backend.prior.hair_grain import HairGrain
 from portrait_backend.prior.hair_strands import measure_strands
@@ -49,10 +50,11 @@ class TextureField:
 def with_detail(head: Head, portrait: Portrait, generator: torch.Generator) -> TextureField | Head:
     """Return the head with grain as the photo's on its hair and skin, and with shade in its ears; itself where the photo shows neither."""
     device, details = head.geometry.planes.device, list[Detail]()
-    style = measure_strands(portrait, hair_pixels(portrait))
+    hair = hair_pixels(portrait)
+    style, covered = measure_strands(portrait, hair), covered_ears(head, portrait, hair, device)
     if style is not None:
-        details.append(HairGrain(style, generator, device))
+        details.append(HairGrain(style, generator, device, covered))
     measured = measure_skin(portrait)
     if measured is not None:
-        details += [SkinGrain(*measured, generator, device), EarShade(head, measured[1])]
+        details += [SkinGrain(*measured, generator, device, covered), EarShade(head, measured[1])]
     return TextureField(head, tuple(details)) if details else head

@@ -18,6 +18,7 @@ from portrait_backend.painting.surface import SurfacePoints, smoothstep
 from portrait_backend.portrait.regions import face_outline
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.hair_colour import (
+    BARE,
     SHORT_HAIR,
     body_pixels,
     hair_pixels,
@@ -47,6 +48,9 @@ ANCHORS, NEIGHBOURS = 2500, 12
 """Seen points that are looked at, and how many of them count for a point."""
 TREE: dict[str, Any] = {"leafsize": 32, "balanced_tree": False, "compact_nodes": False}
 """Search tree split in the middle of space: with few anchors and many points to look up, half the time of scipy's own choice."""
+FAR, WIDE = (0.03, 0.12), 120
+"""Distance (head units) over which colours come from a wider neighbourhood, and how many anchors it has. With the nearest alone a border
+between light and dark curls goes on as a straight edge as far as the surface does."""
 VOTE_REACH = 0.08
 """Distance (head units) over which seen hair or skin decides what its unseen surroundings are."""
 FAR_VOTE = 0.2
@@ -74,11 +78,17 @@ NECK_AXIS, PLACE_WEIGHT = (0.0, -0.06), 0.2
 
 
 def unseen_colours(
-    portrait: Portrait, seen: SurfacePoints, seen_guess: Tensor, points: SurfacePoints, guess: Tensor, generator: torch.Generator
+    portrait: Portrait,
+    seen: SurfacePoints,
+    seen_guess: Tensor,
+    points: SurfacePoints,
+    guess: Tensor,
+    generator: torch.Generator,
+    covered: tuple[float, float] = BARE,
 ) -> Tensor:
     """Return colours (N, 3) for surface points that the photo hardly saw.
 
-    seen: points of the photo's own view; seen_guess (M, 3), guess (N, 3): the prior's colours of both.
+    seen: points of the photo's own view; seen_guess (M, 3), guess (N, 3): the prior's colours of both; covered: `ears.covered_ears`.
     """
     if without_colour(portrait):
         grey = guess.new_tensor(LUMINANCE)[:, None].expand(3, 3)
@@ -90,7 +100,7 @@ def unseen_colours(
     hair, anchors = photo_hair_colour(portrait, hair_mask), seen[sure & is_hair]
     share = torch.zeros(len(guess))
     if hair is not None:
-        share = hairness(points.position, guess, seen_guess[bare], anchors.position)
+        share = hairness(points.position, guess, seen_guess[bare], anchors.position, covered)
         share = voted(seen[sure], is_hair[sure], points.position, share, generator)
     colours = guess.clone()
     some = (share < 1 - UNNOTICED).nonzero()[:, 0]
@@ -135,13 +145,14 @@ def shaded(hair: Tensor, guess: Tensor, seen_guess: Tensor) -> Tensor:
     return hair * ((guess @ weights + DARK) / (usual + DARK)).clamp(*SHADE)[:, None]
 
 
-def hairness(position: Tensor, guess: Tensor, skin_guess: Tensor, hair: Tensor) -> Tensor:
+def hairness(position: Tensor, guess: Tensor, skin_guess: Tensor, hair: Tensor, covered: tuple[float, float] = BARE) -> Tensor:
     """Return how surely points (N, 3) are hair: by place; long hair, which covers ears and neck, down to its end by the guess's colour.
 
-    guess (N, 3); skin_guess (M, 3): the same guess where the photo shows anything but hair; hair (K, 3): points of seen hair.
+    guess (N, 3); skin_guess (M, 3): the same guess where the photo shows anything but hair; hair (K, 3): points of seen hair;
+    covered: as for `hair_share`.
     """
     lowest = float(hair[:, 1].quantile(0.02)) if len(hair) else SHORT_HAIR
-    place = hair_share(position)
+    place = hair_share(position, covered)
     crown = (place > 0.99) & (position[:, 1] > 0.1)
     if lowest > LONG_HAIR or int(crown.sum()) < 100 or len(skin_guess) < 100:
         return place
@@ -165,11 +176,23 @@ def continued(
     if len(seen_guess) < NEIGHBOURS:
         return guess
     pick = torch.randperm(len(seen_guess), generator=generator)[:ANCHORS]
-    difference, own = (seen.colour - seen_guess)[pick], seen_guess[pick]
-    distance, index = _nearest(seen.position[pick], position)
-    kin = torch.ones_like(distance) if kinds is None else kinds.agreement(pick[index])
-    mean = _weighted(difference[index], kin * (_likeness(own[index], guess) + LEAST) / (distance + SPREAD) ** 2)
-    return guess + (kin.amax(1) * torch.exp(-((distance[:, 0] / REACH) ** 2)))[:, None] * mean
+    difference, own, at = (seen.colour - seen_guess)[pick], seen_guess[pick], seen.position[pick]
+    distance, index = _nearest(at, position)
+    near, kin = _mean_of_kin(difference, own, distance, index, guess, None if kinds is None else kinds.of(pick))
+    few = at[: max(NEIGHBOURS, len(at) * NEIGHBOURS // WIDE)]
+    around = _nearest(at, few, count=min(WIDE, len(at)))[1]  # what these few stand for
+    wide = None if kinds is None else Kinds(kinds.seen[pick][around].mean(1), kinds.points, kinds.strict)
+    far, _ = _mean_of_kin(difference[around].mean(1), own[around].mean(1), *_nearest(few, position), guess, wide)
+    mean = near + smoothstep(distance[:, 0], *FAR)[:, None] * (far - near)
+    return guess + (kin * torch.exp(-((distance[:, 0] / REACH) ** 2)))[:, None] * mean
+
+
+def _mean_of_kin(
+    difference: Tensor, own: Tensor, distance: Tensor, index: Tensor, guess: Tensor, kinds: Kinds | None
+) -> tuple[Tensor, Tensor]:
+    """Return the mean difference (N, 3) of the nearest anchors (N, K), by distance and likeness, and their kinship (N,)."""
+    kin = torch.ones_like(distance) if kinds is None else kinds.agreement(index)
+    return _weighted(difference[index], kin * (_likeness(own[index], guess) + LEAST) / (distance + SPREAD) ** 2), kin.amax(1)
 
 
 def wrapped(
@@ -231,10 +254,10 @@ def voted(seen: SurfacePoints, is_hair: Tensor, position: Tensor, share: Tensor,
     return share + (vote - share) * torch.exp(-((distance.mean(1) / VOTE_REACH) ** 2))
 
 
-def _nearest(anchors: Tensor, position: Tensor, farthest: float = math.inf) -> tuple[Tensor, Tensor]:
+def _nearest(anchors: Tensor, position: Tensor, farthest: float = math.inf, count: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
     """Return distances and indices (N, K) of the nearest anchors (M, 3) of points (N, 3); infinite, with any index, beyond `farthest`."""
     tree = cKDTree(anchors.numpy(), **TREE)
-    distance, index = tree.query(position.numpy(), NEIGHBOURS, distance_upper_bound=farthest, workers=torch.get_num_threads())
+    distance, index = tree.query(position.numpy(), count, distance_upper_bound=farthest, workers=torch.get_num_threads())
     return torch.from_numpy(distance).float(), torch.from_numpy(index).clamp_max(len(anchors) - 1)
 
 

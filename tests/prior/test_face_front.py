@@ -1,0 +1,43 @@
+"""Nothing stands before bare skin."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from portrait_backend.portrait.head_pose import load_landmark_model
+from portrait_backend.portrait.types import Portrait
+from portrait_backend.prior.face_front import BEFORE, before_face
+from portrait_backend.prior.hair_colour import bare_face_pixels, hair_pixels
+
+
+def on_face(height: float) -> torch.Tensor:
+    """Return the landmark of the face's middle (3,) that is nearest to a height (head units)."""
+    marks = load_landmark_model().mean.float()
+    middle = marks[marks[:, 0].abs() < 0.03]
+    return middle[(middle[:, 1] - height).abs().argmin()]
+
+
+def test_a_visor_before_the_bare_forehead_is_not_there(portrait: Portrait) -> None:
+    """The drawn sitter's hair ends above the middle of the face: what stands before the skin below it is cut away, hair's volume stays."""
+    bare = bare_face_pixels(portrait, hair_pixels(portrait))
+    rows = bare[:, 256].nonzero()[:, 0]
+    assert rows.min() >= 180 and rows.max() > 300, "below the cap"
+    away = torch.tensor([0.0, 0.0, 1.0])
+    cheek = on_face(-0.1)
+    fringe = portrait.camera.project(cheek[None])[0][0]
+    assert bare[int(fringe[1]), int(fringe[0])]
+    before = torch.stack([cheek + (BEFORE + 0.02) * away, cheek + (BEFORE - 0.02) * away, cheek - 0.1 * away])
+    assert before_face(portrait, before).tolist() == [True, False, False]
+    hair = on_face(0.2)
+    assert portrait.camera.project(hair[None])[0][0, 1] < 175, "in the cap"
+    assert before_face(portrait, (hair + 0.1 * away)[None]).tolist() == [False]
+
+
+def test_skin_like_hair_is_not_bare(portrait: Portrait) -> None:
+    grey = torch.full((512, 512, 3), 0.5)
+    one_colour = replace(portrait, rgba=torch.cat([grey, portrait.rgba[..., 3:]], -1))
+    everything = torch.ones(512, 512, dtype=torch.bool)
+    assert not bare_face_pixels(one_colour, everything).any(), "hair as near to the skin's colour as skin itself"
+    assert bare_face_pixels(one_colour, ~everything).any()
