@@ -48,11 +48,34 @@ def test_hair_goes_on_over_a_gap_that_the_matte_has_filled() -> None:
     head, face, gap, shine = disc(160, 160, 100), disc(160, 160, 40), disc(235, 160, 4), disc(85, 160, 4)
     image = np.where((head & ~gap)[..., None], textured((0.2, 0.12, 0.1)), textured((0.3, 0.8, 0.3)))
     image = np.where(shine[..., None], textured((0.75, 0.7, 0.68)), image).clip(0, 1)
-    closed = close_gaps(image, head.astype(float), image, gap | shine | disc(160, 130, 4), face)
+    background = ~disc(160, 160, 103)
+    closed = close_gaps(image, head.astype(float), image, gap | shine | disc(160, 130, 4), background, face)
     assert np.abs(closed[gap] - (0.2, 0.12, 0.1)).max() < 0.1
     untouched = ~disc(235, 160, 8)  # bright hair is of the sitter's own hue, the face is never touched
     assert np.array_equal(closed[untouched], image[untouched])
-    assert close_gaps(image, head.astype(float), image, shine, face) is image
+    assert close_gaps(image, head.astype(float), image, shine, background, face) is image
+
+
+def test_a_stripe_of_a_colour_that_the_background_does_not_have_is_no_gap() -> None:
+    """Half way to the background's colour or nearer, and not beside the face."""
+    head, face, far, near = disc(160, 160, 100), disc(160, 160, 40), disc(235, 160, 4), disc(207, 160, 3)
+    image = np.where(head[..., None], textured((0.2, 0.12, 0.1)), textured((0.3, 0.8, 0.3))).clip(0, 1)
+
+    def touched(colour: tuple[float, float, float], spot: np.ndarray) -> bool:
+        painted = np.where(spot[..., None], textured(colour), image).clip(0, 1)
+        return close_gaps(painted, head.astype(float), painted, spot, ~disc(160, 160, 103), face) is not painted
+
+    assert touched((0.3, 0.8, 0.3), far) and not touched((0.9, 0.2, 0.8), far)
+    assert not touched((0.3, 0.8, 0.3), near)
+
+
+def test_landmarks_beyond_the_silhouette_do_not_make_the_background_the_sitter() -> None:
+    """The face's outline reaches 4 px beyond a cheek that is the silhouette."""
+    head = disc(160, 160, 60)
+    image = np.clip(np.where(head[..., None], textured((0.7, 0.5, 0.4)), textured((0.2, 0.3, 0.6))), 0, 1)
+    matte = make_matte(image, np.ones((SIZE, SIZE)), head.astype(float), ring(160, 160, 64), [], np.random.default_rng(0))
+    assert matte.alpha[disc(160, 160, 64) & ~disc(160, 160, 62)].mean() < 0.1
+    assert matte.alpha[disc(160, 160, 57)].min() > 0.95
 
 
 def test_soft_and_wrong_border_of_the_segmenter_is_corrected() -> None:

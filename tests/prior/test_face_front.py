@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from portrait_backend.portrait.head_pose import load_landmark_model
+from portrait_backend.portrait.regions import InPhoto
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.face_front import BEFORE, before_face
 from portrait_backend.prior.hair_colour import bare_face_pixels, hair_pixels
@@ -29,10 +30,10 @@ def test_a_visor_before_the_bare_forehead_is_not_there(portrait: Portrait) -> No
     fringe = portrait.camera.project(cheek[None])[0][0]
     assert bare[int(fringe[1]), int(fringe[0])]
     before = torch.stack([cheek + (BEFORE + 0.02) * away, cheek + (BEFORE - 0.02) * away, cheek - 0.1 * away])
-    assert before_face(portrait, before).tolist() == [True, False, False]
+    assert before_face(portrait, hair_pixels(portrait), InPhoto.of(portrait, before)).tolist() == [True, False, False]
     hair = on_face(0.2)
     assert portrait.camera.project(hair[None])[0][0, 1] < 175, "in the cap"
-    assert before_face(portrait, (hair + 0.1 * away)[None]).tolist() == [False]
+    assert before_face(portrait, hair_pixels(portrait), InPhoto.of(portrait, (hair + 0.1 * away)[None])).tolist() == [False]
 
 
 def test_skin_like_hair_is_not_bare(portrait: Portrait) -> None:

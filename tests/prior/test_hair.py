@@ -13,6 +13,7 @@ from portrait_backend.prior.hair_colour import (
     body_pixels,
     hair_pixels,
     hair_share,
+    hangs_long,
     of_one_hue,
     photo_hair_colour,
     share_above,
@@ -71,6 +72,14 @@ def test_long_hair_covers_ears_where_the_guess_has_its_colour() -> None:
     assert hairness(position, guess, skin.repeat(200, 1), short)[-2:].tolist() == [0.0, 0.0]
 
 
+def test_hair_hangs_long_where_the_photo_shows_it_below_the_jaw(portrait: Portrait) -> None:
+    hair = hair_pixels(portrait)
+    assert not hangs_long(portrait, hair)
+    hanging = hair.clone()
+    hanging[420:460, 100:130] = True
+    assert hangs_long(portrait, hanging)
+
+
 def test_what_shines_through_between_strands_is_of_another_hue() -> None:
     shades = HAIR * torch.linspace(0.5, 1.5, 9)[:, None]
     green = torch.tensor([[0.3, 0.4, 0.1], [0.5, 0.6, 0.2]])
@@ -93,7 +102,7 @@ def test_the_style_follows_contrast_fineness_and_direction_of_the_photo(portrait
     assert strong and weak and coarse
     range_strong, range_weak = (float((style.ramp[-1] - style.ramp[0]).mean()) for style in (strong, weak))
     assert range_strong == pytest.approx(3 * range_weak, rel=0.1)
-    assert strong.grain > 2 * coarse.grain
+    assert strong.grain[0] > 2 * coarse.grain[0]
     assert strong.bands[0] > coarse.bands[0] and strong.bands[2] < coarse.bands[2]
     rgba = portrait.rgba.clone()
     rgba[..., :3] *= 1 + 0.2 * torch.randn(512, 512, 1, generator=torch.Generator().manual_seed(0))

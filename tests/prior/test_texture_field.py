@@ -13,6 +13,8 @@ from portrait_backend.portrait.regions import EAR_CENTRE
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.ear_shade import DEPTH, EarShade
 from portrait_backend.prior.hair_colour import hair_share
+from portrait_backend.prior.hair_grain import FILL, HairGrain
+from portrait_backend.prior.hair_strands import RAMP, StrandStyle
 from portrait_backend.prior.skin_grain import SkinGrain, measure_skin
 from portrait_backend.prior.texture_field import TextureField, with_detail
 from portrait_backend.radiance.analytic import ellipsoid_head
@@ -47,6 +49,39 @@ def test_hair_gets_the_photos_grain(portrait: Portrait, head: Head) -> None:
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert float((one / head.colour(points) - 1)[:, 0].std()) == pytest.approx(0.05, abs=0.03)
     torch.testing.assert_close(fields[0].density(points), head.density(points))
+
+
+def grain_of(style: StrandStyle, long: tuple[Tensor, Tensor] | None = None) -> HairGrain:
+    return HairGrain(style, torch.Generator().manual_seed(0), torch.device("cpu"), long=long)
+
+
+def styled(*grain: float) -> StrandStyle:
+    return StrandStyle(torch.ones(RAMP, 3), (1.0, 0.0, 0.0), 8.0, grain)
+
+
+def test_each_band_of_hairs_grain_is_as_strong_as_asked_and_curls_are_tamed() -> None:
+    points = on_side(torch.pi + torch.linspace(-1, 1, 3000), 0.1)
+    for band in range(3):
+        strengths = [0.05 * (k == band) for k in range(3)]
+        change = grain_of(styled(*strengths)).factors(points, points) - 1
+        assert float(change.std()) == pytest.approx(FILL[band] * 0.05, rel=0.25)
+    spread = [float((grain_of(styled(x, x, x)).factors(points, points)).std()) for x in (0.09, 0.12, 0.24)]
+    assert spread[0] < 0.99 * spread[1] and spread[1] == pytest.approx(spread[2], rel=1e-3)
+
+
+def test_long_hair_has_grain_below_the_nape_and_the_face_has_none() -> None:
+    black, skin = torch.tensor([0.1, 0.1, 0.1]), torch.tensor([0.8, 0.6, 0.5])
+    low = on_side(torch.pi + torch.linspace(-1, 1, 500), -0.3)
+    brow = on_side(torch.linspace(-0.5, 0.5, 500), 0.05)
+    style, both = styled(0.05, 0.05, 0.05), (black, skin)
+    for points, colour, long, grained_at_all in (
+        (low, black, both, True),
+        (low, black, None, False),
+        (low, skin, both, False),
+        (brow, black, both, False),
+    ):
+        change = grain_of(style, long).factors(points, colour.expand(500, 3)) - 1
+        assert bool(change.std() > 0.03) == grained_at_all and (grained_at_all or not change.any())
 
 
 def test_skin_gets_the_photos_grain_in_every_band(portrait: Portrait) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from portrait_backend.painting.surface import ReferenceView, SurfacePoints, points_around, sample_rays, silhouette
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.clean_shape import clean_occupancy, grown
+from portrait_backend.prior.clean_shape import HARDLY, clean_occupancy, grown
 from portrait_backend.prior.skin_and_clothes import Kinds, above_collar, nape, skin_share
 from portrait_backend.prior.unseen import continued, hairness, unseen_colours, without_colour, wrapped
 from portrait_backend.radiance.cameras import Camera
@@ -216,3 +216,5 @@ def test_a_lock_grows_where_the_matte_has_more(ball_photo: Portrait) -> None:
     assert (added & ~other & low).any() and not (other & low & (radius < 0.28) & (y.numpy() < -0.15)).any(), (
         "nothing grows from what is bare"
     )
+    cloth = grown(solid, ball_photo, points, 1 / 64, cloth=solid)
+    assert cloth.any() and radius[cloth].max() < small.radius + HARDLY + 1 / 64 < radius[added].max(), "clothes grow hardly"

@@ -25,6 +25,8 @@ Mask = NDArray[np.bool_]
 SURE = 0.9
 """The segmenter is believed above SURE and below 1 - SURE, except within BAND px of the border between."""
 BAND = 9
+RIM = 6
+"""Pixels at the rim of the landmarks' face that need not be the sitter where the silhouette is near."""
 DEEP = 70
 """Pixels this far inside the silhouette are the sitter whatever their colour."""
 SAMPLES, NEIGHBOURS = 6000, 24
@@ -32,7 +34,7 @@ PLACE_SCALE = 0.5
 """Weight of position against colour (Lab / 100) when a pixel is compared with known ones, per crop side."""
 DISTANCE_FLOOR, DISTANCE_POWER = 0.01, 4
 BACKGROUND_LIKE = 0.15
-SHINES = 0.5
+SHINES = 0.95
 """Solid pixels that look less like the sitter than this may be gaps between strands."""
 SEGMENTER_TRUST, COLOUR_TRUST = 1.5, 2.0
 """Exponents of the two opinions in the prior of the matting."""
@@ -75,7 +77,7 @@ def make_matte(image: Array, valid: Array, probability: Array, landmarks: Array,
     others: landmarks (468, 2) of other faces in the crop; rng picks colour samples. alpha is 0 outside the photo.
     """
     inside = valid > 0.99
-    face = face_hull(landmarks, probability.shape)
+    face = _sure_of(face_hull(landmarks, probability.shape), probability)
     probability = np.where(_nearer_to_others(face, others, probability, image) & ~face, 0, probability)
     sitter = (_shrunk(probability > SURE, BAND) | face) & inside
     background = _shrunk(probability < 1 - SURE, BAND) & ~face & inside
@@ -86,8 +88,14 @@ def make_matte(image: Array, valid: Array, probability: Array, landmarks: Array,
     alpha = solve_alpha(image, known, start, PRIOR_WEIGHT * (2 * prior - 1) ** 2)
     alpha = np.clip((alpha - CLEAR) / (SOLID - CLEAR), 0, 1)
     alpha = keep_face_piece(np.where(face & inside, 1.0, alpha), face)
-    foreground = remove_spill(estimate_foreground(image, alpha), alpha, image, inside & (alpha < CLEAR), face)
-    return Matte(alpha, close_gaps(foreground, alpha, image, (alpha > 0.5) & (looks < SHINES) & inside, face))
+    background = inside & (alpha < CLEAR)
+    foreground = remove_spill(estimate_foreground(image, alpha), alpha, image, background, face)
+    return Matte(alpha, close_gaps(foreground, alpha, image, (alpha > 0.5) & (looks < SHINES) & inside, background, face))
+
+
+def _sure_of(hull: Mask, probability: Array) -> Mask:
+    """Return the face's hull without its rim where that lies on the silhouette: landmarks are off by some pixels there."""
+    return hull & (_shrunk(hull, RIM) | _shrunk(probability > 0.5, BAND + RIM))
 
 
 def use_own_alpha(premultiplied: Array, alpha: Array, estimate: Matte, probability: Array, landmarks: Array) -> Matte:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import torch
@@ -43,13 +45,37 @@ def face_outline(portrait: Portrait) -> Mask:
     return filled_polygon(oval.mean(0) + (oval - oval.mean(0)) * OVAL_GROWTH, portrait.rgba.shape[0])
 
 
-def face_share(portrait: Portrait, points: Tensor) -> Tensor:
-    """Return how much points (N, 3) in head units belong to the face: (N,) in [0, 1]."""
+@dataclass(frozen=True)
+class InPhoto:
+    """Where N points lie in the photo: at (N, 2), its sides at -1 and 1; depth (N,) along the photo's line of sight, head units."""
+
+    at: Tensor
+    depth: Tensor
+
+    @classmethod
+    def of(cls, portrait: Portrait, points: Tensor) -> InPhoto:
+        """Project points (N, 3) in head units."""
+        pixels, depth = portrait.camera.project(points)
+        return cls(pixels / portrait.camera.width * 2 - 1, depth)
+
+    def __getitem__(self, index: Tensor) -> InPhoto:
+        """Return some of the points."""
+        return InPhoto(self.at[index], self.depth[index])
+
+    def values(self, picture: Tensor) -> Tensor:
+        """Return what a picture (h, w) of the photo's frame shows there, (N,); 0 beside it."""
+        return F.grid_sample(picture[None, None], self.at[None, None], align_corners=False, padding_mode="zeros")[0, 0, 0]
+
+    def within(self, mask: Tensor) -> Tensor:
+        """Return whether the nearest pixel is in a mask (h, w) bool of the photo's frame, (N,) bool; beside it none is."""
+        found = F.grid_sample(mask.float()[None, None], self.at[None, None], mode="nearest", align_corners=False, padding_mode="zeros")
+        return found[0, 0, 0] > 0.5
+
+
+def face_share(portrait: Portrait, points: Tensor, seen: InPhoto | None = None) -> Tensor:
+    """Return how much points (N, 3) in head units, `seen` in the photo, belong to the face: (N,) in [0, 1]."""
     outline = torch.from_numpy(face_outline(portrait)).float()[None, None]
-    pixels, _ = portrait.camera.project(points)
-    at = (pixels / portrait.camera.width * 2 - 1)[None, None]
-    soft = F.avg_pool2d(outline, FEATHER, 1, FEATHER // 2)
-    inside = F.grid_sample(soft, at, align_corners=False, padding_mode="zeros")[0, 0, 0]
+    inside = (seen or InPhoto.of(portrait, points)).values(F.avg_pool2d(outline, FEATHER, 1, FEATHER // 2)[0, 0])
     t = ((points[:, 2] - FACE_DEPTH[0]) / (FACE_DEPTH[1] - FACE_DEPTH[0])).clamp(0, 1)
     return inside * t * t * (3 - 2 * t)
 

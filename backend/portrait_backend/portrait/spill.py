@@ -22,6 +22,8 @@ MIN_SEPARATION = 10.0
 """Chroma (Lab units) that the background must have beyond the interior, else spill can't be told from variety."""
 GAP_CHROMA = 18.0
 """Chroma (Lab units) by which a gap between strands differs from the local interior."""
+BESIDE_FACE = 25
+"""Width in px of the square that widens the face: what borders on it is a pocket under an ear, not a gap between strands."""
 MIXED = 5
 """Width in px of the disc that widens gaps: what borders on them is mixed with them."""
 
@@ -46,16 +48,22 @@ def remove_spill(foreground: Array, alpha: Array, image: Array, background: NDAr
     return np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).clip(0, 1), np.float64)
 
 
-def close_gaps(foreground: Array, alpha: Array, image: Array, gaps: NDArray[np.bool_], face: NDArray[np.bool_]) -> Array:
+def close_gaps(
+    foreground: Array, alpha: Array, image: Array, gaps: NDArray[np.bool_], background: NDArray[np.bool_], face: NDArray[np.bool_]
+) -> Array:
     """Return foreground colours (H, W, 3) in which the hair around is continued into gaps between strands.
 
     A matte fills narrow gaps and a shape has none: the background in them would be paint on the hair. gaps (H, W): where there may be one;
-    it is one if its colour in the image (H, W, 3) is another than that of the sitter around, alpha (H, W), beside the `face` (H, W).
+    it is one if its colour in the image (H, W, 3) is another than that of the sitter around, alpha (H, W), beside the `face` (H, W), and
+    more that of the `background` (H, W) around.
     """
     chroma = _lab(image)[..., 1:]
     depth = cv2.distanceTransform((alpha > 0.5).astype(np.uint8), cv2.DIST_L2, 5)
     interior, has_interior = _local_mean(chroma, (depth > REACH / 2) & ~face & ~gaps)
-    gaps = gaps & ~face & has_interior & (np.linalg.norm(chroma - interior, axis=-1) > GAP_CHROMA)
+    behind, has_background = _local_mean(chroma, background)
+    to_interior, to_background = (np.linalg.norm(chroma - mean, axis=-1) for mean in (interior, behind))
+    beside_face = cv2.dilate(face.astype(np.uint8), np.ones((BESIDE_FACE, BESIDE_FACE), np.uint8)).astype(bool)
+    gaps = gaps & ~beside_face & has_interior & has_background & (to_interior > np.maximum(GAP_CHROMA, 2 * to_background))
     if not gaps.any():
         return foreground
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (MIXED, MIXED))

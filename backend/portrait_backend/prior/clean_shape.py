@@ -15,10 +15,11 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from portrait_backend.portrait.regions import face_share
+from portrait_backend.portrait.regions import InPhoto, face_share
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.ears import bare_ears
 from portrait_backend.prior.face_front import before_face
+from portrait_backend.prior.hair_colour import hair_pixels
 from portrait_backend.radiance.density_grid import DensityGrid
 from portrait_backend.radiance.field import RadianceField
 
@@ -37,6 +38,8 @@ SHARPEN = 3.0
 LOCK, THICK, FARTHEST = 1.2, 0.012, 0.15
 """Distance from the solid up to which a missing pixel is filled: in distances from its silhouette, what is added to that, and at most
 (head units)."""
+HARDLY = 0.03
+"""The same of clothes and neck (head units)."""
 TWO_CELLS: Mask = ndimage.iterate_structure(ndimage.generate_binary_structure(3, 1), 2)
 """What lies within two steps from cell to cell."""
 DECIDED = 1.5
@@ -53,8 +56,9 @@ def clean_occupancy(head: RadianceField, portrait: Portrait, grid: DensityGrid |
     axis = ((torch.arange(RESOLUTION) + 0.5) / RESOLUTION * 2 - 1) * head.half_extent
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     points = torch.stack([x, y, z], -1).reshape(-1, 3)
-    nothing = shown_empty(portrait, points) | before_face(portrait, points)
-    face, empty = (values.view(share.shape).numpy() for values in (face_share(portrait, points), nothing))
+    seen, hair = InPhoto.of(portrait, points), hair_pixels(portrait)
+    masks = face_share(portrait, points, seen), shown_empty(portrait, seen) | before_face(portrait, hair, seen), seen.within(hair)
+    face, empty, on_hair = (values.view(share.shape).numpy() for values in masks)
     ears = bare_ears(points, share > 0.5)
     smooth = ndimage.gaussian_filter(share, SMOOTHING, mode="nearest")
     fine = ndimage.gaussian_filter(share, FACE_SMOOTHING, mode="nearest")
@@ -62,7 +66,7 @@ def clean_occupancy(head: RadianceField, portrait: Portrait, grid: DensityGrid |
     solid = share > 0.5
     below = y.numpy() < BELOW
     clean = _decided(solid, face > 0.5, ears > 0.5, below)
-    clean |= grown(clean, portrait, points, 2 * head.half_extent / RESOLUTION, (face > 0) & below)
+    clean |= grown(clean, portrait, points, 2 * head.half_extent / RESOLUTION, (face > 0) & below, below & ~on_hair)
     clean |= _closed(clean) & ~(ears > 0.5) & ~below  # hair that was grown hangs together with the head
     odds = SHARPEN * np.log(np.clip(share, 1e-3, 1 - 1e-3) / np.clip(1 - share, 1e-3, 1 - 1e-3))
     inside, outside = eroded(clean, TWO_CELLS, outside=True), ~dilated(clean, TWO_CELLS)
@@ -71,20 +75,19 @@ def clean_occupancy(head: RadianceField, portrait: Portrait, grid: DensityGrid |
     return torch.from_numpy((1 / (1 + np.exp(-odds))).astype(np.float32))
 
 
-def shown_empty(portrait: Portrait, points: Tensor) -> Tensor:
-    """Return at which points (N, 3) the photo shows that there is nothing: (N,) bool."""
+def shown_empty(portrait: Portrait, seen: InPhoto) -> Tensor:
+    """Return at which points the photo shows that there is nothing: (N,) bool."""
     something = F.max_pool2d((portrait.matte > 0.05).float()[None, None], 2 * OUTSIDE_PX + 1, 1, OUTSIDE_PX)
     nothing = (something < 0.5) & (portrait.valid > 0.5)
-    pixels, _ = portrait.camera.project(points)
-    at = (pixels / portrait.camera.width * 2 - 1)[None, None]
-    return F.grid_sample(nothing.float(), at, align_corners=False, padding_mode="zeros")[0, 0, 0] > 0.5
+    return seen.within(nothing[0, 0])
 
 
-def grown(solid: Mask, portrait: Portrait, points: Tensor, cell: float, bare: Mask | None = None) -> Mask:
+def grown(solid: Mask, portrait: Portrait, points: Tensor, cell: float, bare: Mask | None = None, cloth: Mask | None = None) -> Mask:
     """Return the cells (n, n, n), centred at points (n^3, 3), that fill the photo's matte where the solid's silhouette doesn't.
 
     A pixel at a distance from the silhouette is filled by what is hardly farther from the solid itself: hair that stands off
-    the head becomes a lock there, not a wall along the line of sight. bare (n, n, n): where nothing grows from, a jaw beside a collar.
+    the head becomes a lock there, not a wall along the line of sight. bare (n, n, n): where nothing grows from, a jaw beside a collar;
+    cloth (n, n, n): what grows by `HARDLY` only, shoulders and collars, of which bulbs would come.
     """
     size = len(solid)
     camera = portrait.camera.resized(size)
@@ -101,7 +104,9 @@ def grown(solid: Mask, portrait: Portrait, points: Tensor, cell: float, bare: Ma
     reach = np.minimum(LOCK * away + THICK, FARTHEST)[row, column].reshape(solid.shape)
     asked = (missing[row, column] & inside).reshape(solid.shape) & ~solid
     source = solid if bare is None else solid & ~bare
-    return asked & (distance_at(source, asked, float(reach[asked].max(initial=0)) / cell) * cell <= reach)
+    cloth = np.zeros_like(solid) if cloth is None else cloth & source
+    near = distance_at(source & ~cloth, asked, float(reach[asked].max(initial=0)) / cell) * cell <= reach
+    return asked & (near | (distance_at(cloth, asked & ~near, HARDLY / cell) * cell <= np.minimum(reach, HARDLY)))
 
 
 def distance_at(solid: Mask, asked: Mask, farthest: float) -> Array:

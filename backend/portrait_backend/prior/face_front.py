@@ -8,13 +8,13 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.interpolate import LinearNDInterpolator
 from torch import Tensor
 
 from portrait_backend.portrait.head_pose import load_landmark_model
+from portrait_backend.portrait.regions import InPhoto
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.hair_colour import bare_face_pixels, hair_pixels
+from portrait_backend.prior.hair_colour import bare_face_pixels
 
 BEFORE = 0.03
 """Distance (head units) before the landmarks' surface from which there is nothing. Sixteen synthetic faces: 19 of 20 pixels of skin lie at
@@ -24,15 +24,13 @@ BORDER = 5
 DEPTH_SIZE = 128
 
 
-def before_face(portrait: Portrait, points: Tensor) -> Tensor:
-    """Return which points (N, 3) in head units lie before what the photo shows to be bare skin of the face: (N,) bool."""
-    bare = bare_face_pixels(portrait, hair_pixels(portrait)).numpy().astype(np.uint8)
-    clear = torch.from_numpy(cv2.erode(bare, np.ones((BORDER, BORDER), np.uint8))).float()
-    pixels, z = portrait.camera.project(points)
-    at = (pixels / portrait.camera.width * 2 - 1)[None, None]
-    asked = F.grid_sample(clear[None, None], at, align_corners=False, padding_mode="zeros")[0, 0, 0] > 0.5
-    found = F.grid_sample(_face_depth(portrait)[None, None], at, align_corners=False, padding_mode="zeros")[0, 0, 0]
-    return asked & (z < found - BEFORE)
+def before_face(portrait: Portrait, hair: Tensor, seen: InPhoto) -> Tensor:
+    """Return which points lie before what the photo shows to be bare skin of the face: (N,) bool; hair (512, 512) bool: its hair."""
+    bare = bare_face_pixels(portrait, hair).numpy().astype(np.uint8)
+    before = seen.within(torch.from_numpy(cv2.erode(bare, np.ones((BORDER, BORDER), np.uint8))))
+    asked = seen[before]
+    before[before.clone()] = asked.depth < asked.values(_face_depth(portrait)) - BEFORE
+    return before
 
 
 def _face_depth(portrait: Portrait) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from portrait_backend.painting.surface import smoothstep
 from portrait_backend.portrait.regions import FACE_OVAL, Mask, face_outline, filled_polygon
 from portrait_backend.portrait.types import Portrait
 
@@ -29,6 +30,12 @@ SKIN_LIKE, LEAST_SHARE = 14.0, 0.2
 DISC = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))
 LEAST_PIXELS = 200
 """Fewer hair pixels than this at 512 px tell no colour."""
+LIKENESS = (0.35, 0.65)
+"""Share of the distance to skin, between hair's and skin's colours, over which something turns from not hair to hair."""
+LONG_HAIR = -0.25
+"""Hair that the photo shows below this height (head units) is long."""
+BESIDE_NECK = 0.2
+"""Distance from the middle (head units) at which long hair hangs."""
 LEAST_HUE, HUE_SPREAD = 8.0, 2.0
 """Distance in a and b of Lab up to which hair has the same hue, and as a multiple of its median."""
 SHORT_HAIR = -0.17
@@ -108,6 +115,18 @@ def of_one_hue(colours: Tensor, colour: Tensor) -> Tensor:
     chroma = torch.from_numpy(cv2.cvtColor(both[None].contiguous().numpy(), cv2.COLOR_RGB2LAB)[0, :, 1:])
     distance = (chroma[:-1] - chroma[-1]).norm(dim=-1)
     return distance <= max(LEAST_HUE, HUE_SPREAD * float(distance.median())) if len(distance) else distance > 0
+
+
+def hair_likeness(colour: Tensor, hair: Tensor, skin: Tensor) -> Tensor:
+    """Return how much more colours (N, 3) are like hair's (3,) than like skin's (3,): (N,) in [0, 1]."""
+    to_hair, to_skin = (colour - hair).norm(dim=-1), (colour - skin).norm(dim=-1)
+    return smoothstep(to_skin / (to_hair + to_skin + 1e-6), *LIKENESS)
+
+
+def hangs_long(portrait: Portrait, hair: Tensor) -> bool:
+    """Whether the photo's hair (512, 512) bool hangs below the jaw."""
+    low = portrait.camera.project(torch.tensor([[side * BESIDE_NECK, LONG_HAIR, 0.0] for side in (-1, 1)]))[0][:, 1].mean()
+    return int(hair[int(low.clamp(0, len(hair))) :].sum()) >= LEAST_PIXELS
 
 
 def body_pixels(portrait: Portrait, hair: Tensor) -> Tensor:

@@ -30,8 +30,8 @@ DOWN = (0.12, -0.08)
 """Height above and below the centre between which the flow turns from away-from-the-crown to straight down."""
 BAND_EDGES = (1.5, 3.0, 6.0, 12.0)
 """Standard deviations (px of 512) of the Gaussians whose differences are the bands; finer detail than this the field can't hold."""
-FINEST = 0.6
-"""Standard deviation (px of 512) where the band below them ends, which a texture can hold (`hair_grain.py`)."""
+GRAIN_EDGES = (0.6, 1.5, 3.0, 6.0)
+"""The same of the bands that a texture holds and the field's planes don't, or not in full (`hair_grain.py`)."""
 CELLS_PER_DEVIATION = 1.6
 """Noise lattice cells per geometric mean of a band's two deviations."""
 LONGEST = 16.0
@@ -51,13 +51,13 @@ class StrandStyle:
     """How the photo's hair varies around its local mean.
 
     ramp (RAMP, 3): factors on the mean colour by rank of brightness; bands: strength of each, squares sum to 1; length: of
-    a streak in widths; grain: standard deviation of the brightness, relative to the mean around, in the band finer than these.
+    a streak in widths; grain: standard deviation of the brightness, relative to the mean around, in each of the texture's bands.
     """
 
     ramp: Tensor
     bands: tuple[float, ...]
     length: float
-    grain: float = 0.0
+    grain: tuple[float, ...] = (0.0, 0.0, 0.0)
 
 
 def measure_strands(portrait: Portrait, hair: Tensor) -> StrandStyle | None:
@@ -75,8 +75,9 @@ def measure_strands(portrait: Portrait, hair: Tensor) -> StrandStyle | None:
     order = np.argsort(ratio.mean(-1), kind="stable")
     ramp = np.stack([part.mean(0) for part in np.array_split(ratio[order], RAMP)])
     bands = strength / max(float(np.linalg.norm(strength)), 1e-6)
-    grain = float((masked_blur(light[..., None], mask, FINEST)[..., 0] - blurred[0])[inside].std())
+    finest = float((masked_blur(light[..., None], mask, GRAIN_EDGES[0])[..., 0] - blurred[0])[inside].std())
     length = 1 + LONGEST * _coherence(light, inside)
+    grain = (finest, *strength[: len(GRAIN_EDGES) - 2].tolist())
     return StrandStyle(torch.from_numpy(_softened(ramp)).float(), tuple(bands.tolist()), length, grain)
 
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from portrait_backend.portrait.regions import face_outline
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.hair_colour import BARE, hair_share
-from portrait_backend.prior.hair_strands import FINEST, LATTICE, cell_size, masked_blur, noise_at, periodic
+from portrait_backend.prior.hair_strands import GRAIN_EDGES, LATTICE, cell_size, masked_blur, noise_at, periodic
 from portrait_backend.prior.skin_and_clothes import skin_share
 
-BAND_EDGES = (FINEST, 1.5, 3.0, 6.0)
+BAND_EDGES = GRAIN_EDGES
 """Standard deviations (px of 512) of the Gaussians whose differences are the bands."""
 AROUND = 12.0
 """Standard deviation (px of 512) of the mean that brightness is relative to."""

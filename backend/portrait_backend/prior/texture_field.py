@@ -13,7 +13,7 @@ from torch import Tensor
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.ear_shade import EarShade
 from portrait_backend.prior.ears import covered_ears
-from portrait_backend.prior.hair_colour import hair_pixels
+from portrait_backend.prior.hair_colour import hair_pixels, hangs_long, photo_hair_colour
 from portrait_backend.prior.hair_grain import HairGrain
 from portrait_backend.prior.hair_strands import measure_strands
 from portrait_backend.prior.skin_grain import SkinGrain, measure_skin
@@ -49,12 +49,12 @@ class TextureField:
 
 def with_detail(head: Head, portrait: Portrait, generator: torch.Generator) -> TextureField | Head:
     """Return the head with grain as the photo's on its hair and skin, and with shade in its ears; itself where the photo shows neither."""
-    device, details = head.geometry.planes.device, list[Detail]()
-    hair = hair_pixels(portrait)
+    device, details, hair, measured = head.geometry.planes.device, list[Detail](), hair_pixels(portrait), measure_skin(portrait)
     style, covered = measure_strands(portrait, hair), covered_ears(head, portrait, hair, device)
     if style is not None:
-        details.append(HairGrain(style, generator, device, covered))
-    measured = measure_skin(portrait)
+        colour = photo_hair_colour(portrait, hair) if measured is not None and hangs_long(portrait, hair) else None
+        long = None if colour is None or measured is None else (colour, measured[1].median(0).values)
+        details.append(HairGrain(style, generator, device, covered, long))
     if measured is not None:
         details += [SkinGrain(*measured, generator, device, covered), EarShade(head, measured[1])]
     return TextureField(head, tuple(details)) if details else head

@@ -10,17 +10,18 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from scipy.spatial import cKDTree
 from torch import Tensor
 
 from portrait_backend.painting.surface import SurfacePoints, smoothstep
-from portrait_backend.portrait.regions import face_outline
+from portrait_backend.portrait.regions import InPhoto, face_outline
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.hair_colour import (
     BARE,
+    LONG_HAIR,
     SHORT_HAIR,
     body_pixels,
+    hair_likeness,
     hair_pixels,
     hair_share,
     of_one_hue,
@@ -61,14 +62,10 @@ SPREAD = 0.03
 """Distances up to this count alike."""
 SURE = 0.8
 """Trust from which a seen point is an anchor."""
-LIKENESS = (0.35, 0.65)
-"""Share of the distance to skin, between the guess's own hair and skin colours, over which low hanging hair turns from 0 to 1."""
 SHADE = (0.5, 2.0)
 """Range of the brightness of unseen hair, as a multiple of the photo's."""
 GREY, COLOURED = 0.04, 0.02
 """Difference between a pixel's channels up to which it is grey; a photo with fewer coloured pixels than this share is black and white."""
-LONG_HAIR = -0.25
-"""Hair that the photo shows below this height (head units) is long."""
 SEAM = 0.08
 """Distance from the middle (head units) over which neck and clothes go over from what is seen on one side to the other's."""
 BODY_REACH = 0.05
@@ -94,7 +91,8 @@ def unseen_colours(
         grey = guess.new_tensor(LUMINANCE)[:, None].expand(3, 3)
         guess, seen_guess = guess @ grey, seen_guess @ grey
     hair_mask = hair_pixels(portrait)
-    is_hair, is_body = (_at_pixels(portrait, mask, seen.position) for mask in (hair_mask, body_pixels(portrait, hair_mask)))
+    in_photo, face_mask = InPhoto.of(portrait, seen.position), torch.from_numpy(face_outline(portrait))
+    is_hair, is_body = (in_photo.within(mask) for mask in (hair_mask, body_pixels(portrait, hair_mask)))
     sure = seen.trust > SURE
     bare = sure & ~is_hair
     hair, anchors = photo_hair_colour(portrait, hair_mask), seen[sure & is_hair]
@@ -104,7 +102,7 @@ def unseen_colours(
         share = voted(seen[sure], is_hair[sure], points.position, share, generator)
     colours = guess.clone()
     some = (share < 1 - UNNOTICED).nonzero()[:, 0]
-    in_face = _at_pixels(portrait, torch.from_numpy(face_outline(portrait)), seen.position) & bare
+    in_face = in_photo.within(face_mask) & bare
     of_seen, of_points = skin_share(seen.colour, seen.colour[in_face]), skin_share(guess[some], seen_guess[in_face])
     above = above_collar(points.position[some], seen.position[sure & is_body & (of_seen < SKIN_DOUBT[0])])
     above = torch.maximum(above, behind(points.position[some]) * share_above(points.position[some], SHORT_HAIR))  # nor is the hairline
@@ -156,9 +154,8 @@ def hairness(position: Tensor, guess: Tensor, skin_guess: Tensor, hair: Tensor, 
     crown = (place > 0.99) & (position[:, 1] > 0.1)
     if lowest > LONG_HAIR or int(crown.sum()) < 100 or len(skin_guess) < 100:
         return place
-    own_hair, own_skin = guess[crown].median(0).values, skin_guess.median(0).values
-    to_hair, to_skin = (guess - own_hair).norm(dim=-1), (guess - own_skin).norm(dim=-1)
-    return torch.maximum(place, smoothstep(to_skin / (to_hair + to_skin + 1e-6), *LIKENESS) * share_above(position, lowest))
+    like_hair = hair_likeness(guess, guess[crown].median(0).values, skin_guess.median(0).values)
+    return torch.maximum(place, like_hair * share_above(position, lowest))
 
 
 def continued(
@@ -213,7 +210,7 @@ def wrapped(
     if len(seen.trust) < NEIGHBOURS:
         return colours
     pick = torch.randperm(len(seen.trust), generator=generator)[:ANCHORS]
-    in_face = _at_pixels(portrait, torch.from_numpy(face_outline(portrait)), position) & (position[:, 2] > 0)
+    in_face = InPhoto.of(portrait, position).within(torch.from_numpy(face_outline(portrait))) & (position[:, 2] > 0)
     change, total = torch.zeros_like(colours), torch.full((len(colours), 1), LEAST)
     for side in (-1.0, 1.0):  # each by what is seen on its own side: a place behind is about as near to both, and lit like neither
         near = smoothstep(side * position[:, 0], -SEAM, SEAM)
@@ -264,10 +261,3 @@ def _nearest(anchors: Tensor, position: Tensor, farthest: float = math.inf, coun
 def _weighted(values: Tensor, weight: Tensor) -> Tensor:
     """Mean over the neighbours: values (N, K, 3), weight (N, K) -> (N, 3)."""
     return (weight[..., None] * values).sum(1) / weight.sum(1, keepdim=True)
-
-
-def _at_pixels(portrait: Portrait, mask: Tensor, position: Tensor) -> Tensor:
-    """Return the mask (H, W) bool where points (N, 3) project to: (N,) bool."""
-    pixels, _ = portrait.camera.project(position)
-    at = (pixels / portrait.camera.width * 2 - 1)[None, None]
-    return F.grid_sample(mask.float()[None, None], at, mode="nearest", align_corners=False, padding_mode="zeros")[0, 0, 0] > 0.5
