@@ -58,14 +58,14 @@ def test_spill_takes_the_background_hue_from_the_edge_only() -> None:
     image = np.where(alpha[..., None] > 0, hair, green)
     image[:, 56:64] = 0.7 * hair + 0.3 * green
     none = np.zeros((size, size), bool)
-    clean = remove_spill(image, alpha, image, alpha == 0, none)
+    clean = remove_spill(image, alpha, image, none, alpha == 0, none)
 
     def greenness(colours: np.ndarray) -> float:
         return float((colours[..., 1] - colours[..., [0, 2]].mean(-1)).mean())
 
     assert greenness(image[:, 56:64]) > 0.13 and greenness(clean[:, 56:64]) < 0.05
     np.testing.assert_allclose(clean[:, :32], image[:, :32], atol=0.01)
-    np.testing.assert_allclose(remove_spill(image, alpha, image, alpha == 0, ~none), image, atol=0.01)
+    np.testing.assert_allclose(remove_spill(image, alpha, image, none, alpha == 0, ~none), image, atol=0.01)
 
 
 def test_the_small_inverse_agrees_with_lapack() -> None:

@@ -18,7 +18,7 @@ from portrait_backend.prior.hair_colour import (
     photo_hair_colour,
     share_above,
 )
-from portrait_backend.prior.hair_strands import STRONGEST, along_flow, hair_flow, measure_strands, on_capsule, strand_factors
+from portrait_backend.prior.hair_strands import STRONGEST, along_flow, hair_flow, measure_strands, on_capsule, ragged, strand_factors
 from portrait_backend.prior.unseen import hairness
 from portrait_backend.radiance.cameras import Camera
 
@@ -64,7 +64,7 @@ def test_crown_and_back_are_hair_and_neck_and_ears_are_not() -> None:
 def test_long_hair_covers_ears_where_the_guess_has_its_colour() -> None:
     crown = torch.tensor([[0.0, 0.35, -0.1]]).expand(200, 3)
     hair, skin = torch.tensor([0.1, 0.08, 0.06]), torch.tensor([0.7, 0.5, 0.4])
-    ears = torch.tensor([[0.22, 0.0, 0.05], [0.22, 0.0, 0.05]])
+    ears = torch.tensor([[0.22, -0.04, 0.05], [0.22, -0.04, 0.05]])
     position, guess = torch.cat([crown, ears]), torch.cat([hair.expand(200, 3), hair[None], skin[None]])
     hanging = torch.tensor([[0.2, -0.35, 0.0]]).expand(50, 3)
     short = torch.tensor([[0.2, 0.1, 0.0]]).expand(50, 3)
@@ -78,6 +78,31 @@ def test_hair_hangs_long_where_the_photo_shows_it_below_the_jaw(portrait: Portra
     hanging = hair.clone()
     hanging[420:460, 100:130] = True
     assert hangs_long(portrait, hanging)
+
+
+def test_a_hairline_turns_by_strands_and_leaves_the_rest() -> None:
+    """A fade down the back of the head: the strands of the turn are upright, narrow, and where they shall be on average."""
+    across, down = torch.meshgrid(torch.linspace(-0.1, 0.1, 200), torch.linspace(0.0, -0.2, 200), indexing="ij")
+    points = torch.stack([across, down, -0.3 * torch.ones_like(down)], -1).reshape(-1, 3)
+    fade = ((points[:, 1] + 0.15) / 0.1).clamp(0, 1)
+    made = ragged(fade, points, torch.Generator().manual_seed(0))
+    assert torch.equal(made[(fade == 0) | (fade == 1)], fade[(fade == 0) | (fade == 1)])
+    half = (fade > 0.45) & (fade < 0.55)
+    assert float(made[half].mean()) == pytest.approx(0.5, abs=0.1) and float(made[half].std()) > 0.2
+    picture = made.view(200, 200)[:, 75:125]  # columns of the back, at heights where it turns
+    sideways, along = (picture[1:] - picture[:-1]).abs().mean(), (picture[:, 1:] - picture[:, :-1]).abs().mean()
+    assert sideways > 1.5 * along
+
+
+def test_short_hair_before_and_above_the_ears_is_where_the_guess_has_its_colour() -> None:
+    crown = torch.tensor([[0.0, 0.35, -0.1]]).expand(200, 3)
+    hair, skin = torch.tensor([0.1, 0.08, 0.06]), torch.tensor([0.7, 0.5, 0.4])
+    temple, cheek = torch.tensor([[0.22, 0.1, 0.05]]), torch.tensor([[0.22, -0.05, 0.05]])
+    assert float(hair_share(temple)) < 0.5
+    short = torch.tensor([[0.2, 0.1, 0.0]]).expand(50, 3)
+    for place, colour, wanted in ((temple, hair, 1.0), (temple, skin, float(hair_share(temple))), (cheek, hair, 0.0)):
+        share = hairness(torch.cat([crown, place]), torch.cat([hair.expand(200, 3), colour[None]]), skin.repeat(200, 1), short)
+        assert float(share[-1]) == pytest.approx(wanted)
 
 
 def test_what_shines_through_between_strands_is_of_another_hue() -> None:

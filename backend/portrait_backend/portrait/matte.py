@@ -89,8 +89,9 @@ def make_matte(image: Array, valid: Array, probability: Array, landmarks: Array,
     alpha = np.clip((alpha - CLEAR) / (SOLID - CLEAR), 0, 1)
     alpha = keep_face_piece(np.where(face & inside, 1.0, alpha), face)
     background = inside & (alpha < CLEAR)
-    foreground = remove_spill(estimate_foreground(image, alpha), alpha, image, background, face)
-    return Matte(alpha, close_gaps(foreground, alpha, image, (alpha > 0.5) & (looks < SHINES) & inside, background, face))
+    gaps = (alpha > 0.5) & (looks < SHINES) & inside
+    foreground = remove_spill(estimate_foreground(image, alpha), alpha, image, gaps, background, face)
+    return Matte(alpha, close_gaps(foreground, alpha, image, gaps, background, face))
 
 
 def _sure_of(hull: Mask, probability: Array) -> Mask:
@@ -144,6 +145,7 @@ def _colour_opinion(
     asked = ((sitter & (depth < DEEP) & ~face) | ~(sitter | background)) & inside
     near_sitter, near_background = (_distance(features[asked], features[side], rng) for side in (sitter, background))
     ratio = (near_sitter + DISTANCE_FLOOR) / (near_background + DISTANCE_FLOOR)
+    looks[sitter] = 1
     looks[asked] = 1 / (1 + ratio**DISTANCE_POWER)
     doubtful = cv2.morphologyEx((sitter & asked & (looks < BACKGROUND_LIKE)).astype(np.uint8), cv2.MORPH_OPEN, _disc(1))
     return looks, sitter & ~(cv2.dilate(doubtful, _disc(4)).astype(bool) & asked)

@@ -28,14 +28,17 @@ MIXED = 5
 """Width in px of the disc that widens gaps: what borders on them is mixed with them."""
 
 
-def remove_spill(foreground: Array, alpha: Array, image: Array, background: NDArray[np.bool_], face: NDArray[np.bool_]) -> Array:
+def remove_spill(
+    foreground: Array, alpha: Array, image: Array, gaps: NDArray[np.bool_], background: NDArray[np.bool_], face: NDArray[np.bool_]
+) -> Array:
     """Return foreground colours (H, W, 3) in [0, 1] without background tint near the silhouette.
 
-    alpha (H, W); image (H, W, 3) whose `background` pixels (H, W) are known; `face` (H, W) is never touched.
+    alpha (H, W); image (H, W, 3) whose `background` pixels (H, W) are known; gaps (H, W): what may be background, too, doesn't tell what
+    the interior is like; `face` (H, W) is never touched.
     """
     lab = _lab(foreground)
     depth = cv2.distanceTransform((alpha > 0.5).astype(np.uint8), cv2.DIST_L2, 5)
-    interior, has_interior = _local_mean(lab[..., 1:], (depth > REACH / 2) & ~face)
+    interior, has_interior = _local_mean(lab[..., 1:], (depth > REACH / 2) & ~face & ~gaps)
     behind, has_background = _local_mean(_lab(image)[..., 1:], background)
     strength = np.linalg.norm(behind, axis=-1)
     hue = behind / np.maximum(strength, 1e-3)[..., None]

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from portrait_backend.painting.surface import smoothstep
 from portrait_backend.portrait.types import PORTRAIT_SIZE, Portrait
 from portrait_backend.radiance.cameras import ORBIT_RADIUS, focal_pixels
 
@@ -43,6 +44,10 @@ RAMP = 33
 STRONGEST = 0.33
 """Standard deviation of the logarithm of the ramp's brightness, at most: what is more is the light and shadow of curls, which on straight
 strands would be stripes from black to white. Six photos: 0.11 to 0.32, and curly hair in hard light 0.73."""
+HAIRLINE, HAIRLINE_LENGTH = (2.0, 5.0), 10.0
+"""Band (px of 512) of the streaks by which hair begins, and their length in widths."""
+RAGGED, HAIRLINE_TURN = 0.15, (0.3, 0.7)
+"""Standard deviation of a hairline's place, as a share of hair, and the shares over which it then turns from skin to hair."""
 LEAST_PIXELS = 500
 
 
@@ -115,6 +120,16 @@ def strand_factors(points: Tensor, style: StrandStyle, generator: torch.Generato
     below = rank.long().clamp(0, RAMP - 2)
     share = (rank - below)[:, None]
     return style.ramp[below] * (1 - share) + style.ramp[below + 1] * share
+
+
+def ragged(share: Tensor, points: Tensor, generator: torch.Generator) -> Tensor:
+    """Return shares of hair (N,) that turn from 0 to 1 by strands, at points (N, 3), where they faded: a hairline."""
+    edge = ((share > 0) & (share < 1)).nonzero()[:, 0]
+    noise, width = torch.randn(3 * (LATTICE,), generator=generator), cell_size(*HAIRLINE)
+    if len(edge) < 2:
+        return share
+    streaks = along_flow(points[edge], noise, width, HAIRLINE_LENGTH * width)
+    return share.index_copy(0, edge, smoothstep(share[edge] + RAGGED * streaks / streaks.std().clamp_min(1e-6), *HAIRLINE_TURN))
 
 
 def cell_size(fine: float, coarse: float) -> float:

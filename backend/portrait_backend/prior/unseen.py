@@ -28,7 +28,7 @@ from portrait_backend.prior.hair_colour import (
     photo_hair_colour,
     share_above,
 )
-from portrait_backend.prior.hair_strands import measure_strands, strand_factors
+from portrait_backend.prior.hair_strands import measure_strands, ragged, strand_factors
 from portrait_backend.prior.skin_and_clothes import (
     ALIKE,
     BODY_LIGHT,
@@ -45,6 +45,8 @@ from portrait_backend.prior.skin_and_clothes import (
 
 REACH = 0.35
 """Distance (head units) over which the photo's colours fade into the guess."""
+TEMPLES = 0.03
+"""Height (head units) above which short hair may be beside and before the ears."""
 ANCHORS, NEIGHBOURS = 2500, 12
 """Seen points that are looked at, and how many of them count for a point."""
 TREE: dict[str, Any] = {"leafsize": 32, "balanced_tree": False, "compact_nodes": False}
@@ -100,6 +102,7 @@ def unseen_colours(
     if hair is not None:
         share = hairness(points.position, guess, seen_guess[bare], anchors.position, covered)
         share = voted(seen[sure], is_hair[sure], points.position, share, generator)
+        share = ragged(share, points.position, generator)
     colours = guess.clone()
     some = (share < 1 - UNNOTICED).nonzero()[:, 0]
     in_face = in_photo.within(face_mask) & bare
@@ -144,7 +147,7 @@ def shaded(hair: Tensor, guess: Tensor, seen_guess: Tensor) -> Tensor:
 
 
 def hairness(position: Tensor, guess: Tensor, skin_guess: Tensor, hair: Tensor, covered: tuple[float, float] = BARE) -> Tensor:
-    """Return how surely points (N, 3) are hair: by place; long hair, which covers ears and neck, down to its end by the guess's colour.
+    """Return how surely points (N, 3) are hair: by place, and above the ears by the guess's colour, long hair by that down to its end.
 
     guess (N, 3); skin_guess (M, 3): the same guess where the photo shows anything but hair; hair (K, 3): points of seen hair;
     covered: as for `hair_share`.
@@ -152,8 +155,10 @@ def hairness(position: Tensor, guess: Tensor, skin_guess: Tensor, hair: Tensor, 
     lowest = float(hair[:, 1].quantile(0.02)) if len(hair) else SHORT_HAIR
     place = hair_share(position, covered)
     crown = (place > 0.99) & (position[:, 1] > 0.1)
-    if lowest > LONG_HAIR or int(crown.sum()) < 100 or len(skin_guess) < 100:
+    if int(crown.sum()) < 100 or len(skin_guess) < 100:
         return place
+    if lowest > LONG_HAIR:
+        lowest = TEMPLES
     like_hair = hair_likeness(guess, guess[crown].median(0).values, skin_guess.median(0).values)
     return torch.maximum(place, like_hair * share_above(position, lowest))
 
