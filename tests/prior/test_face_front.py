@@ -11,6 +11,7 @@ from portrait_backend.portrait.regions import InPhoto
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.face_front import BEFORE, before_face
 from portrait_backend.prior.hair_colour import bare_face_pixels, hair_pixels
+from portrait_backend.radiance.cameras import Camera
 
 
 def on_face(height: float) -> torch.Tensor:
@@ -42,3 +43,17 @@ def test_skin_like_hair_is_not_bare(portrait: Portrait) -> None:
     everything = torch.ones(512, 512, dtype=torch.bool)
     assert not bare_face_pixels(one_colour, everything).any(), "hair as near to the skin's colour as skin itself"
     assert bare_face_pixels(one_colour, ~everything).any()
+
+
+def test_of_a_turned_face_the_nearest_layer_counts(portrait: Portrait) -> None:
+    """Seen from 40 degrees to the side the nose stands before the farther cheek: its own skin isn't before the face."""
+    model, camera = load_landmark_model(), Camera.orbit(40, 0, 512)
+    marks = model.mean.float()
+    skin = torch.tensor([0.8, 0.6, 0.5]).expand(512, 512, 3)
+    rgba = torch.cat([skin, torch.ones(512, 512, 1)], -1)
+    turned = replace(portrait, rgba=rgba, camera=camera, yaw=40.0, landmarks=camera.project(marks)[0])
+    nowhere = torch.zeros(512, 512, dtype=torch.bool)
+    at_all = before_face(turned, nowhere, InPhoto.of(turned, marks))
+    assert not at_all.any()
+    nearer = marks + 0.06 * torch.nn.functional.normalize(camera.centre - marks, dim=1)
+    assert before_face(turned, nowhere, InPhoto.of(turned, nearer)).float().mean() > 0.3

@@ -72,13 +72,14 @@ def test_each_band_of_hairs_grain_is_as_strong_as_asked_and_curls_are_tamed() ->
 def test_long_hair_has_grain_below_the_nape_and_the_face_has_none() -> None:
     black, skin = torch.tensor([0.1, 0.1, 0.1]), torch.tensor([0.8, 0.6, 0.5])
     low = on_side(torch.pi + torch.linspace(-1, 1, 500), -0.3)
-    brow = on_side(torch.linspace(-0.5, 0.5, 500), 0.05)
+    brow, shirt = on_side(torch.linspace(-0.5, 0.5, 500), 0.05), on_side(torch.pi + torch.linspace(-1, 1, 500), -0.42)
     style, both = styled(0.05, 0.05, 0.05), (black, skin)
     for points, colour, long, grained_at_all in (
         (low, black, both, True),
         (low, black, None, False),
         (low, skin, both, False),
         (brow, black, both, False),
+        (shirt, black, both, False),
     ):
         change = grain_of(style, long).factors(points, colour.expand(500, 3)) - 1
         assert bool(change.std() > 0.03) == grained_at_all and (grained_at_all or not change.any())

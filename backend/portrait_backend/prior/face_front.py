@@ -8,9 +8,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import torch
-from scipy.interpolate import LinearNDInterpolator
+from scipy.spatial import Delaunay
 from torch import Tensor
 
+from portrait_backend.geometry.rasterise import rasterise
 from portrait_backend.portrait.head_pose import load_landmark_model
 from portrait_backend.portrait.regions import InPhoto
 from portrait_backend.portrait.types import Portrait
@@ -34,8 +35,9 @@ def before_face(portrait: Portrait, hair: Tensor, seen: InPhoto) -> Tensor:
 
 
 def _face_depth(portrait: Portrait) -> Tensor:
-    """Return the z-depth (DEPTH_SIZE, DEPTH_SIZE) of the landmarks' surface from the photo's camera; 0 off it."""
-    camera = portrait.camera.resized(DEPTH_SIZE)
-    pixels, z = camera.project(load_landmark_model().shape(portrait.coefficients.double()).float())
-    surface = LinearNDInterpolator(pixels.numpy(), z.numpy(), fill_value=0.0)
-    return torch.from_numpy(surface(camera.pixel_centres().numpy())).float().view(DEPTH_SIZE, DEPTH_SIZE)
+    """Return the z-depth (DEPTH_SIZE, DEPTH_SIZE) of the landmarks' surface, its nearest layer, from the photo's camera; 0 off it."""
+    model = load_landmark_model()
+    pixels, z = portrait.camera.resized(DEPTH_SIZE).project(model.shape(portrait.coefficients.double()).float())
+    faces = torch.from_numpy(Delaunay(model.mean[:, :2].numpy()).simplices).long()
+    depth = rasterise(torch.cat([pixels, z[:, None]], 1).double(), faces, DEPTH_SIZE, DEPTH_SIZE).depth
+    return torch.where(torch.isfinite(depth), depth, 0).float()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from portrait_backend.prior.hair_colour import BARE, COVER_FADE, COVER_FRONT, hair_likeness, hair_share
+from portrait_backend.prior.hair_colour import BARE, COVER_FADE, COVER_FRONT, hair_likeness, hair_share, share_above
 from portrait_backend.prior.hair_strands import GRAIN_EDGES, RADIUS, StrandStyle, along_flow, cell_size
 
 LATTICE = 96
@@ -18,6 +18,8 @@ photos have at 0.6 to 1.5, to 3 and to 6 px of 512, the unseen hair of their mes
 MOST = 0.16
 """Standard deviation of the photo's three bands together, at most: what is more is light and shadow of curls. Four photos: 0.05 to 0.16,
 hair in short or long curls 0.2."""
+SHOULDERS = -0.36
+"""Height (head units) below which what is as dark as hair may be clothes."""
 STRONGEST = 0.5
 """Largest change of the brightness."""
 SAMPLE = 4000
@@ -55,7 +57,7 @@ class HairGrain:
         if self.long is None:
             return place
         not_the_face = ((COVER_FRONT - points[:, 2]) / COVER_FADE + 0.5).clamp(0, 1)
-        return torch.maximum(place, hair_likeness(colour, *self.long) * not_the_face)
+        return torch.maximum(place, hair_likeness(colour, *self.long) * not_the_face * share_above(points, SHOULDERS))
 
     def factors(self, points: Tensor, colour: Tensor) -> Tensor:
         """Return what the colours (N, 3) at points (N, 3) are multiplied by: (N,)."""
