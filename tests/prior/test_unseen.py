@@ -12,7 +12,7 @@ from portrait_backend.painting.surface import ReferenceView, SurfacePoints, poin
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.clean_shape import HARDLY, clean_occupancy, grown
 from portrait_backend.prior.skin_and_clothes import Kinds, above_collar, nape, skin_share
-from portrait_backend.prior.unseen import continued, hairness, unseen_colours, without_colour, wrapped
+from portrait_backend.prior.unseen import continued, hairness, shaded, unseen_colours, without_colour, wrapped
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.density_grid import DensityGrid
 from portrait_backend.radiance.picture import PictureLattice
@@ -169,6 +169,16 @@ def test_the_neck_above_the_collar_takes_no_colour_from_the_shirt() -> None:
     guess = own.expand(2, 3)
     neck, chest = continued(surface_points(position, colour), own.expand(2000, 3), asked, guess, generator, kinds)
     assert (neck - skin).norm() < 0.1 and (chest - shirt).norm() < 0.2
+
+
+def test_a_guess_of_skin_says_nothing_of_the_light_on_hair() -> None:
+    hair, dark, skin = torch.tensor([0.4, 0.3, 0.2]), torch.tensor([0.2, 0.15, 0.1]), torch.tensor([0.8, 0.6, 0.5])
+    guess = torch.stack([dark, 0.5 * dark, skin])
+    as_bright, darker, over_skin = shaded(hair, guess, dark.expand(50, 3), skin.expand(50, 3))
+    torch.testing.assert_close(as_bright, hair)
+    torch.testing.assert_close(over_skin, hair)
+    assert (darker < 0.7 * hair).all()
+    assert (shaded(hair, guess, dark.expand(50, 3))[2] > 1.5 * hair).all(), "taken for hair it would be bright"
 
 
 def test_hair_below_the_nape_needs_long_hair_in_the_photo_and_the_guess() -> None:

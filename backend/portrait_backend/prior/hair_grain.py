@@ -22,6 +22,8 @@ SHOULDERS = -0.36
 """Height (head units) below which what is as dark as hair may be clothes."""
 STRONGEST = 0.5
 """Largest change of the brightness."""
+STEPS = 6
+"""Steps along a streak to either side: at most 1.4 cells of the noise each."""
 SAMPLE = 4000
 """Points on which the streaks' spread is measured."""
 
@@ -50,7 +52,7 @@ class HairGrain:
         self.strengths = [tamed * fill * strength / spread for fill, strength, spread in zip(FILL, style.grain, spreads, strict=True)]
 
     def _streaks(self, points: Tensor, band: int) -> Tensor:
-        return along_flow(points, self.noise[band], self.cells[band], self.style.length * self.cells[band])
+        return along_flow(points, self.noise[band], self.cells[band], self.style.length * self.cells[band], STEPS)
 
     def _share(self, points: Tensor, colour: Tensor) -> Tensor:
         place = hair_share(points, self.covered)

@@ -137,28 +137,31 @@ def cell_size(fine: float, coarse: float) -> float:
     return float(CELLS_PER_DEVIATION * (fine * coarse) ** 0.5 * (ORBIT_RADIUS / focal_pixels(PORTRAIT_SIZE)))
 
 
-def along_flow(points: Tensor, noise: Tensor, cell: float, length: float) -> Tensor:
-    """Average periodic noise (n, n, n), `cell` head units apart, over `length` of the flow line through each point (N, 3): (N,)."""
-    noise, step = periodic(noise), length / (2 * STEPS)
+def along_flow(points: Tensor, noise: Tensor, cell: float, length: float, steps: int = STEPS) -> Tensor:
+    """Average periodic noise (n, n, n), `cell` head units apart, over `length` of the flow line through each point (N, 3): (N,).
+
+    steps: to either side of it.
+    """
+    noise, step = periodic(noise), length / (2 * steps)
     if points.device.type == "cpu" and points.dtype == torch.float32:
-        return _along_flow_kernel(points, noise, cell, step)
+        return _along_flow_kernel(points, noise, cell, step, steps)
     start = on_capsule(points)
     total = noise_at(noise, start / cell)
     for way in (1.0, -1.0):
         at = start
-        for _ in range(STEPS):
+        for _ in range(steps):
             at = on_capsule(at + way * step * hair_flow(at))
             total = total + noise_at(noise, at / cell)
-    return total / (2 * STEPS + 1)
+    return total / (2 * steps + 1)
 
 
-def _along_flow_kernel(points: Tensor, noise: Tensor, cell: float, step: float) -> Tensor:
+def _along_flow_kernel(points: Tensor, noise: Tensor, cell: float, step: float, steps: int) -> Tensor:
     from portrait_backend.prior import flow_kernel  # compiled at first use
 
     out, (centre, crown, down) = torch.empty(len(points)), (np.array(x, np.float32) for x in (CENTRE, CROWN, DOWN))
     pole = (crown - centre) / np.linalg.norm(crown - centre)
     arrays = points.contiguous().numpy(), noise.contiguous().numpy()
-    flow_kernel.average(*arrays, np.float32(1 / cell), np.float32(step), STEPS, centre, np.float32(RADIUS), pole, down, out.numpy())
+    flow_kernel.average(*arrays, np.float32(1 / cell), np.float32(step), steps, centre, np.float32(RADIUS), pole, down, out.numpy())
     return out
 
 

@@ -120,7 +120,8 @@ def unseen_colours(
     kept = of_one_hue(anchors.colour, hair)
     anchors, own = anchors[kept], seen_guess[sure & is_hair][kept]
     some = (share > UNNOTICED).nonzero()[:, 0]
-    strands = continued(anchors, shaded(hair, own, own), points.position[some], shaded(hair, guess[some], own), generator)
+    own_light, light = (shaded(hair, colour, own, seen_guess[bare]) for colour in (own, guess[some]))
+    strands = continued(anchors, own_light, points.position[some], light, generator)
     style = measure_strands(portrait, hair_mask)
     if style is not None:
         strands = strands * strand_factors(points.position[some], style, generator)
@@ -134,16 +135,20 @@ def without_colour(portrait: Portrait) -> bool:
     return bool(((rgb.amax(-1) - rgb.amin(-1)) > GREY).float().mean() < COLOURED) if len(rgb) else False
 
 
-def shaded(hair: Tensor, guess: Tensor, seen_guess: Tensor) -> Tensor:
+def shaded(hair: Tensor, guess: Tensor, seen_guess: Tensor, skin_guess: Tensor | None = None) -> Tensor:
     """Return the photo's hair colour (3,) as bright at every point as the prior's guess (N, 3) is beside its guess of the seen hair (M, 3).
 
-    The prior knows how hair darkens to the nape and lightens on the crown; the hue is the photo's.
+    The prior knows how hair darkens to the nape and lightens on the crown; the hue is the photo's. Where it guesses skin, whose colours are
+    skin_guess (K, 3), it knows nothing of hair's light.
     """
     if not len(seen_guess):
         return hair.expand(len(guess), 3)
     weights = guess.new_tensor(LUMINANCE)
     usual = (seen_guess @ weights).median()
-    return hair * ((guess @ weights + DARK) / (usual + DARK)).clamp(*SHADE)[:, None]
+    light = ((guess @ weights + DARK) / (usual + DARK)).clamp(*SHADE)
+    if skin_guess is not None and len(skin_guess):
+        light = 1 + hair_likeness(guess, seen_guess.median(0).values, skin_guess.median(0).values) * (light - 1)
+    return hair * light[:, None]
 
 
 def hairness(position: Tensor, guess: Tensor, skin_guess: Tensor, hair: Tensor, covered: tuple[float, float] = BARE) -> Tensor:
@@ -180,12 +185,13 @@ def continued(
     pick = torch.randperm(len(seen_guess), generator=generator)[:ANCHORS]
     difference, own, at = (seen.colour - seen_guess)[pick], seen_guess[pick], seen.position[pick]
     distance, index = _nearest(at, position)
-    near, kin = _mean_of_kin(difference, own, distance, index, guess, None if kinds is None else kinds.of(pick))
+    mean, kin = _mean_of_kin(difference, own, distance, index, guess, None if kinds is None else kinds.of(pick))
+    away = (distance[:, 0] > FAR[0]).nonzero()[:, 0]
     few = at[: max(NEIGHBOURS, len(at) * NEIGHBOURS // WIDE)]
     around = _nearest(at, few, count=min(WIDE, len(at)))[1]  # what these few stand for
-    wide = None if kinds is None else Kinds(kinds.seen[pick][around].mean(1), kinds.points, kinds.strict)
-    far, _ = _mean_of_kin(difference[around].mean(1), own[around].mean(1), *_nearest(few, position), guess, wide)
-    mean = near + smoothstep(distance[:, 0], *FAR)[:, None] * (far - near)
+    wide = None if kinds is None else Kinds(kinds.seen[pick][around].mean(1), kinds.points[away], kinds.strict[away])
+    far, _ = _mean_of_kin(difference[around].mean(1), own[around].mean(1), *_nearest(few, position[away]), guess[away], wide)
+    mean[away] += smoothstep(distance[away, 0], *FAR)[:, None] * (far - mean[away])
     return guess + (kin * torch.exp(-((distance[:, 0] / REACH) ** 2)))[:, None] * mean
 
 
