@@ -174,11 +174,11 @@ def test_the_neck_above_the_collar_takes_no_colour_from_the_shirt() -> None:
 def test_a_guess_of_skin_says_nothing_of_the_light_on_hair() -> None:
     hair, dark, skin = torch.tensor([0.4, 0.3, 0.2]), torch.tensor([0.2, 0.15, 0.1]), torch.tensor([0.8, 0.6, 0.5])
     guess = torch.stack([dark, 0.5 * dark, skin])
-    as_bright, darker, over_skin = shaded(hair, guess, dark.expand(50, 3), skin.expand(50, 3))
+    as_bright, darker, over_skin = shaded(hair, guess, dark.repeat(50, 1), skin.repeat(50, 1))
     torch.testing.assert_close(as_bright, hair)
     torch.testing.assert_close(over_skin, hair)
     assert (darker < 0.7 * hair).all()
-    assert (shaded(hair, guess, dark.expand(50, 3))[2] > 1.5 * hair).all(), "taken for hair it would be bright"
+    assert (shaded(hair, guess, dark.repeat(50, 1))[2] > 1.5 * hair).all(), "taken for hair it would be bright"
 
 
 def test_hair_below_the_nape_needs_long_hair_in_the_photo_and_the_guess() -> None:
