@@ -139,7 +139,7 @@ def shaded(hair: Tensor, guess: Tensor, seen_guess: Tensor, skin_guess: Tensor |
     """Return the photo's hair colour (3,) as bright at every point as the prior's guess (N, 3) is beside its guess of the seen hair (M, 3).
 
     The prior knows how hair darkens to the nape and lightens on the crown; the hue is the photo's. Where it guesses skin, whose colours are
-    skin_guess (K, 3), it knows nothing of hair's light.
+    skin_guess (K, 3), it doesn't know of lighter hair.
     """
     if not len(seen_guess):
         return hair.expand(len(guess), 3)
@@ -147,7 +147,8 @@ def shaded(hair: Tensor, guess: Tensor, seen_guess: Tensor, skin_guess: Tensor |
     usual = (seen_guess @ weights).median()
     light = ((guess @ weights + DARK) / (usual + DARK)).clamp(*SHADE)
     if skin_guess is not None and len(skin_guess):
-        light = 1 + hair_likeness(guess, seen_guess.median(0).values, skin_guess.median(0).values) * (light - 1)
+        like_hair = hair_likeness(guess, seen_guess.median(0).values, skin_guess.median(0).values)
+        light = torch.where(light > 1, 1 + like_hair * (light - 1), light)
     return hair * light[:, None]
 
 
