@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from portrait_backend.portrait.regions import ear_share
+from portrait_backend.portrait.regions import InPhoto, ear_share
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.hair_colour import EARS_TOP, SHORT_HAIR
 from portrait_backend.radiance.field import RadianceField
@@ -64,9 +63,8 @@ def _hair_ends(portrait: Portrait, hair: Tensor, side: float) -> float:
     """Return the height (head units), between `EARS_TOP` and `SHORT_HAIR`, down to which the photo shows hair beside the head."""
     heights = torch.linspace(EARS_TOP, SHORT_HAIR, STEPS, dtype=torch.float64)
     y, x, z = torch.meshgrid(heights, *(torch.linspace(*span, 6, dtype=torch.float64) for span in BESIDE), indexing="ij")
-    pixels, _ = portrait.camera.project(torch.stack([side * x, y, z], -1).reshape(-1, 3).float())
-    at = (pixels / portrait.camera.width * 2 - 1).view(1, 1, -1, 2)
-    shown = torch.stack([hair.float(), ((portrait.matte > 0.5) & (portrait.valid > 0.5)).float()])[None]
-    found, whole = F.grid_sample(shown, at, align_corners=False, padding_mode="zeros")[0, :, 0].view(2, STEPS, -1).sum(-1)
+    beside = InPhoto.of(portrait, torch.stack([side * x, y, z], -1).reshape(-1, 3).float())
+    shown = (portrait.matte > 0.5) & (portrait.valid > 0.5)
+    found, whole = (beside.values(mask.float()).view(STEPS, -1).sum(-1) for mask in (hair, shown))
     bare = torch.cat([(found < 0.5 * whole) | (whole == 0), torch.ones(1, dtype=torch.bool)])
     return float(heights[min(int(bare.long().argmax()), STEPS - 1)])
