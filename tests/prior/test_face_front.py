@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 
 from portrait_backend.portrait.head_pose import load_landmark_model
+from portrait_backend.portrait.parts import bare_face_pixels, hair_pixels
 from portrait_backend.portrait.regions import InPhoto
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.face_front import BEFORE, before_face
-from portrait_backend.prior.hair_colour import bare_face_pixels, hair_pixels
 from portrait_backend.radiance.cameras import Camera
 
 

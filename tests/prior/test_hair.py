@@ -7,11 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from portrait_backend.portrait.parts import body_pixels, hair_pixels
 from portrait_backend.portrait.regions import face_outline
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.hair_colour import (
-    body_pixels,
-    hair_pixels,
     hair_share,
     hangs_long,
     of_one_hue,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from portrait_backend.geometry.rasterise import rasterise
+from portrait_backend.portrait.collar import Collar
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.cameras import Camera
 
@@ -52,6 +54,8 @@ class ProjectedView:
 
     change (H, W, 3): how the image differs from the field's own colours. Where it is given the bake adds it to those: they are finer in
     a texture than in any view. Views of one priority all have it or all lack it.
+
+    hidden: how surely (N,) the image shows something that stands before the surface's points (N, 3), such as a collar; None: nowhere.
     """
 
     image: Tensor
@@ -61,6 +65,7 @@ class ProjectedView:
     priority: int = 0
     weight: float = 1.0
     change: Tensor | None = None
+    hidden: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         size = (self.camera.height, self.camera.width)
@@ -75,7 +80,9 @@ class ProjectedView:
 
 def photo_view(portrait: Portrait) -> ProjectedView:
     """Return the photo as the view of highest priority."""
-    return ProjectedView(portrait.rgba[..., :3], portrait.matte, portrait.valid, portrait.camera, PHOTO_PRIORITY)
+    return ProjectedView(
+        portrait.rgba[..., :3], portrait.matte, portrait.valid, portrait.camera, PHOTO_PRIORITY, hidden=Collar(portrait).hides
+    )
 
 
 def smoothstep(value: Tensor, low: float, high: float) -> Tensor:
@@ -122,6 +129,8 @@ class Projector:
         angle = smoothstep((smooth_normals * to_camera).sum(1), *COSINE_FEATHER) * smoothstep((normals * to_camera).sum(1), 0.0, 0.25)
         seen = inside & (z <= depth + DEPTH_BIAS)
         trust = torch.where(z > nearest + DEPTH_EDGE, sampled[:, 3], sampled[:, 4])
+        if self.view.hidden is not None:
+            trust = trust * (1 - self.view.hidden(points))
         return sampled[:, :3], trust * angle * seen
 
 

@@ -6,7 +6,7 @@ That reaches the detail that the planes can hold and leaves no stripes where the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -83,7 +83,9 @@ def looked_at(head: Head, portrait: Portrait) -> tuple[RaySamples, SurfacePoints
     reference = ReferenceView(portrait, lattice)
     rays, pixel = photo_rays(portrait, lattice)
     around = points_around(reference, lattice)
-    return rays, seen_points(rays, pixel, portrait, reference.trust), around[around.trust < KNOWN]
+    seen = seen_points(rays, pixel, portrait, reference.trust)
+    seen = replace(seen, trust=seen.trust * (1 - reference.collar.hides(seen.position)))
+    return rays, seen, around[around.trust < KNOWN]
 
 
 def regress(

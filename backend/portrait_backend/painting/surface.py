@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from portrait_backend.portrait.collar import Collar
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.compositing import ray_weights
@@ -94,7 +95,7 @@ class ReferenceView:
 
     @torch.no_grad()
     def __init__(self, portrait: Portrait, lattice: PictureLattice) -> None:
-        self.portrait, camera = portrait, portrait.camera.resized(DEPTH_SIZE)
+        self.portrait, camera, self.collar = portrait, portrait.camera.resized(DEPTH_SIZE), Collar(portrait)
         origin, directions = camera.rays()
         alpha, depth, _ = lattice.march(origin, directions)
         solid = (alpha > SOLID).view(1, 1, DEPTH_SIZE, DEPTH_SIZE)
@@ -121,12 +122,13 @@ class ReferenceView:
         return smoothstep((normal * to_camera).sum(1, keepdim=True), *FACING)
 
     def look_up(self, position: Tensor, inward: Tensor) -> SurfacePoints:
-        """Return points (N, 3) as the photo saw them; trust 0 where they are hidden."""
+        """Return points (N, 3) as the photo saw them; trust 0 where they are hidden, by the head itself or by a collar."""
         pixels, z = self.portrait.camera.project(position)
         at = (pixels / self.portrait.camera.width * 2 - 1)[None, None]
         found = F.grid_sample(self.maps, at, align_corners=False, padding_mode="zeros")[0, :, 0].T
         depth = F.grid_sample(self.depth, at, mode="nearest", align_corners=False, padding_mode="zeros")[0, 0, 0]
-        return SurfacePoints(position, inward, found[:, :3], found[:, 3] * ((depth > 0) & (z < depth + BEHIND)))
+        shown = ((depth > 0) & (z < depth + BEHIND)) * (1 - self.collar.hides(position))
+        return SurfacePoints(position, inward, found[:, :3], found[:, 3] * shown)
 
 
 @torch.no_grad()

@@ -15,11 +15,11 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from portrait_backend.portrait.parts import hair_pixels
 from portrait_backend.portrait.regions import InPhoto, face_share
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.ears import bare_ears
 from portrait_backend.prior.face_front import before_face
-from portrait_backend.prior.hair_colour import hair_pixels
 from portrait_backend.radiance.density_grid import DensityGrid
 from portrait_backend.radiance.field import RadianceField
 

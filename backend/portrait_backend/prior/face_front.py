@@ -13,9 +13,9 @@ from torch import Tensor
 
 from portrait_backend.geometry.rasterise import rasterise
 from portrait_backend.portrait.head_pose import load_landmark_model
+from portrait_backend.portrait.parts import bare_face_pixels
 from portrait_backend.portrait.regions import InPhoto
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.prior.hair_colour import bare_face_pixels
 
 BEFORE = 0.03
 """Distance (head units) before the landmarks' surface from which there is nothing. Sixteen synthetic faces: 19 of 20 pixels of skin lie at

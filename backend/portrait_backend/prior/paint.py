@@ -10,9 +10,9 @@ import torch
 from portrait_backend.context import Context
 from portrait_backend.painting.regression import KNOWN, Targets, looked_at, regress
 from portrait_backend.painting.surface import joined
+from portrait_backend.portrait.parts import hair_pixels
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.ears import covered_ears
-from portrait_backend.prior.hair_colour import hair_pixels
 from portrait_backend.prior.unseen import unseen_colours
 from portrait_backend.radiance.head import Head
 

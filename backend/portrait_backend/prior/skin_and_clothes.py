@@ -84,4 +84,4 @@ class Kinds:
         """
         share, strict = (x[:, None] if some is None else x[some, None] for x in (self.points, self.strict))
         alike = self.seen[index] * share + (1 - self.seen[index]) * (1 - share)
-        return (1 - strict * (1 - alike)).clamp_min(LEAST)
+        return (1 - strict * (1 - alike**2)).clamp_min(LEAST)

@@ -10,10 +10,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from portrait_backend.portrait.parts import hair_pixels
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.ear_shade import EarShade
 from portrait_backend.prior.ears import covered_ears
-from portrait_backend.prior.hair_colour import hair_pixels, hangs_long, photo_hair_colour
+from portrait_backend.prior.hair_colour import hangs_long, photo_hair_colour
 from portrait_backend.prior.hair_grain import HairGrain
 from portrait_backend.prior.hair_strands import measure_strands
 from portrait_backend.prior.skin_grain import SkinGrain, measure_skin

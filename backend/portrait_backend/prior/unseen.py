@@ -14,15 +14,15 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from portrait_backend.painting.surface import SurfacePoints, smoothstep
+from portrait_backend.portrait.collar import above_jaw
+from portrait_backend.portrait.parts import body_pixels, hair_pixels
 from portrait_backend.portrait.regions import InPhoto, face_outline
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.hair_colour import (
     BARE,
     LONG_HAIR,
     SHORT_HAIR,
-    body_pixels,
     hair_likeness,
-    hair_pixels,
     hair_share,
     of_one_hue,
     photo_hair_colour,
@@ -109,7 +109,8 @@ def unseen_colours(
     of_seen, of_points = skin_share(seen.colour, seen.colour[in_face]), skin_share(guess[some], seen_guess[in_face])
     above = above_collar(points.position[some], seen.position[sure & is_body & (of_seen < SKIN_DOUBT[0])])
     above = torch.maximum(above, behind(points.position[some]) * share_above(points.position[some], SHORT_HAIR))  # nor is the hairline
-    kinds = Kinds(of_seen, torch.maximum(of_points, above), torch.maximum(nape(points.position[some]), above))
+    above = torch.maximum(above, above_jaw(portrait, points.position[some]))
+    kinds = Kinds(of_seen, torch.maximum(of_points, above), (nape(points.position[some]) + above).clamp_max(1))
     colours[some] = continued(seen[bare], seen_guess[bare], points.position[some], guess[some], generator, kinds.of(bare))
     body = sure & is_body
     colours[some] = wrapped(
