@@ -5,17 +5,23 @@ No shape of ours has a collar of its own, so its colours would stick to the jaw 
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from portrait_backend.portrait.head_pose import load_landmark_model
-from portrait_backend.portrait.parts import SKIN_LIKE, body_pixels, hair_pixels, joined, lab_and_skin
+from portrait_backend.portrait.parts import at_skin_spots, body_pixels, hair_pixels, joined
 from portrait_backend.portrait.regions import InPhoto, face_outline
 from portrait_backend.portrait.types import Portrait
 
 CHIN, JAW_ANGLES, MOUTH = 152, (172, 397), 13
 """Face-mesh indices: the chin's lowest point, the jaw where it turns up to the ear, the middle of the upper lip."""
+HUE_SHARE, HUE_RANGE = 0.5, (0.15, 0.3)
+"""Distance of hues from which something is not skin: a share of skin's own distance from grey, within this range."""
+LUMINANCE, DARK, BLUR = (0.299, 0.587, 0.114), 0.02, 5
+"""Weights of the channels; brightness below which there is no hue; pixels over which noise is averaged."""
 RISE = (-0.075, -0.055)
 """Height over the jaw's plane (head units) over which neck turns into head: below the plane is the jaw's own underside."""
 BEHIND = -0.1
@@ -23,17 +29,28 @@ BEHIND = -0.1
 
 
 def clothes_pixels(portrait: Portrait, hair: Tensor) -> Tensor:
-    """Return which pixels (512, 512) are clothes, as far as they hang together from below: not hair (512, 512), not like skin; bool."""
-    lab, skin = lab_and_skin(portrait)
-    unlike = np.linalg.norm(lab - skin, axis=-1) > SKIN_LIKE
-    body = body_pixels(portrait, hair)
-    below = torch.arange(len(body))[:, None] > portrait.landmarks[MOUTH, 1]
-    around = (portrait.matte > 0.9) & (portrait.valid > 0.5) & below & ~hair & ~torch.from_numpy(face_outline(portrait))
-    lowest = np.zeros_like(unlike)
-    rows = body.any(1).nonzero()[:, 0]
-    if len(rows):
-        lowest[int(rows[0] + rows[-1]) // 2 :] = True
-    return torch.from_numpy(joined(around.numpy() & unlike, body.numpy() & unlike & lowest))
+    """Return which pixels (512, 512) are clothes: joined to what the photo's lower end shows of them, not of skin's hue; bool.
+
+    hair (512, 512): what is hair. Shade takes from all channels alike, so a neck in shadow stays skin; so does, in black and white, a shirt.
+    """
+    hue, skin = _hues(portrait)
+    tolerance = np.clip(HUE_SHARE * np.linalg.norm(skin - 1), *HUE_RANGE)
+    unlike = np.linalg.norm(hue - skin, axis=-1) > tolerance
+    body = body_pixels(portrait, hair).numpy() & unlike
+    rows = np.nonzero(body.any(1))[0]
+    if not len(rows):
+        return torch.from_numpy(body)
+    lowest = body & (np.arange(len(body))[:, None] >= rows.mean())
+    around = (portrait.matte > 0.9) & (portrait.valid > 0.5) & ~hair & ~torch.from_numpy(face_outline(portrait))
+    around &= torch.arange(len(body))[:, None] > portrait.landmarks[MOUTH, 1]
+    return torch.from_numpy(joined(around.numpy() & unlike, lowest))
+
+
+def _hues(portrait: Portrait) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the photo's colours (512, 512, 3) as multiples of their brightness, a little blurred, and the skin's (3,)."""
+    blurred = cv2.blur(portrait.rgba[..., :3].contiguous().numpy(), (BLUR, BLUR))
+    hue = blurred / np.maximum(blurred @ np.array(LUMINANCE, np.float32), DARK)[..., None]
+    return hue, np.median(at_skin_spots(portrait, hue), axis=0)
 
 
 def above_jaw(portrait: Portrait, points: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def hair_pixels(portrait: Portrait) -> Tensor:
     jaw = marks[list(JAW)]
     neck = filled_polygon(np.concatenate([jaw, [[jaw[-1, 0], size], [jaw[0, 0], size]]]), size)
     solid = (portrait.matte.numpy() > 0.95) & (portrait.valid.numpy() > 0.5)
-    lab, skin = lab_and_skin(portrait)
+    lab, skin = _lab_and_skin(portrait)
     above = np.zeros_like(face)
     above[: int(marks[list(EYE_CORNERS), 1].mean().clip(0, size))] = True
     around = solid & ~face & ~neck
@@ -55,7 +55,7 @@ def hair_pixels(portrait: Portrait) -> Tensor:
 
 def bare_face_pixels(portrait: Portrait, hair: Tensor) -> Tensor:
     """Return which pixels (512, 512) within the face's outline are plainly skin, less like `hair` (512, 512): bool."""
-    lab, skin = lab_and_skin(portrait)
+    lab, skin = _lab_and_skin(portrait)
     to_skin = np.linalg.norm(lab - skin, axis=-1)
     bare = face_outline(portrait) & (to_skin < SKIN_LIKE)
     if bool(hair.any()):
@@ -72,11 +72,16 @@ def body_pixels(portrait: Portrait, hair: Tensor) -> Tensor:
     return (portrait.matte > 0.95) & (portrait.valid > 0.5) & torch.from_numpy(~face & below) & ~hair
 
 
-def lab_and_skin(portrait: Portrait) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _lab_and_skin(portrait: Portrait) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the photo in Lab (512, 512, 3), lightness by `LIGHTNESS_WEIGHT`, and its skin's colour (3,)."""
     lab = cv2.cvtColor(portrait.rgba[..., :3].contiguous().numpy(), cv2.COLOR_RGB2LAB) * np.array([LIGHTNESS_WEIGHT, 1, 1], np.float32)
-    spots = portrait.landmarks.numpy()[list(SKIN_SPOTS)].round().astype(int).clip(0, len(lab) - 1)
-    return lab, np.median(lab[spots[:, 1], spots[:, 0]], axis=0)
+    return lab, np.median(at_skin_spots(portrait, lab), axis=0)
+
+
+def at_skin_spots(portrait: Portrait, picture: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what a picture (512, 512, C) of the photo's frame shows on cheeks and forehead: (11, C)."""
+    spots = portrait.landmarks.numpy()[list(SKIN_SPOTS)].round().astype(int).clip(0, len(picture) - 1)
+    return picture[spots[:, 1], spots[:, 0]]
 
 
 def joined(region: Mask, seed: Mask) -> Mask:

@@ -15,6 +15,8 @@ DARK = 0.02
 """Brightness below which black hair tells no shade."""
 ALIKE = 0.15
 """Difference of guessed colours up to which points count as the same kind."""
+SKIN_ALIKE = 0.25
+"""The same of skin, as a share of its brightness: on dark skin a shirt's reflection is a small difference."""
 BODY_LIGHT = 0.25
 """How much brightness counts in the likeness of clothes and of skin: they are darker behind than in front."""
 LEAST = 1e-3
@@ -42,7 +44,7 @@ def skin_share(colour: Tensor, skin: Tensor) -> Tensor:
     light, lit = colour @ weights, usual @ weights
     hue = colour * (lit / light.clamp_min(DARK)).clamp(*LIT)[:, None] - usual  # shade takes a part of the light, of all channels alike
     difference = hue + BODY_LIGHT * (light - lit)[:, None]
-    return smoothstep(torch.exp(-((difference.norm(dim=-1) / ALIKE) ** 2)), *SKIN_DOUBT)
+    return smoothstep(torch.exp(-((difference.norm(dim=-1) / (SKIN_ALIKE * lit.clamp_min(DARK))) ** 2)), *SKIN_DOUBT)
 
 
 def above_collar(position: Tensor, cloth: Tensor) -> Tensor:

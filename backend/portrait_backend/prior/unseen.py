@@ -54,6 +54,8 @@ TREE: dict[str, Any] = {"leafsize": 32, "balanced_tree": False, "compact_nodes":
 FAR, WIDE = (0.03, 0.12), 120
 """Distance (head units) over which colours come from a wider neighbourhood, and how many anchors it has. With the nearest alone a border
 between light and dark curls goes on as a straight edge as far as the surface does."""
+FEWEST_AROUND = 0.05
+"""Share of a wider neighbourhood from which skin, or what is not, counts in it."""
 VOTE_REACH = 0.08
 """Distance (head units) over which seen hair or skin decides what its unseen surroundings are."""
 FAR_VOTE = 0.2
@@ -189,12 +191,28 @@ def continued(
     distance, index = _nearest(at, position)
     mean, kin = _mean_of_kin(difference, own, distance, index, guess, None if kinds is None else kinds.of(pick))
     away = (distance[:, 0] > FAR[0]).nonzero()[:, 0]
-    few = at[: max(NEIGHBOURS, len(at) * NEIGHBOURS // WIDE)]
-    around = _nearest(at, few, count=min(WIDE, len(at)))[1]  # what these few stand for
-    wide = None if kinds is None else Kinds(kinds.seen[pick][around].mean(1), kinds.points[away], kinds.strict[away])
-    far, _ = _mean_of_kin(difference[around].mean(1), own[around].mean(1), *_nearest(few, position[away]), guess[away], wide)
+    wide, places, kind = _wide(at, difference, own, None if kinds is None else kinds.seen[pick])
+    those = None if kinds is None else Kinds(kind, kinds.points[away], kinds.strict[away])
+    far, _ = _mean_of_kin(*wide, *_nearest(places, position[away]), guess[away], those)
     mean[away] += smoothstep(distance[away, 0], *FAR)[:, None] * (far - mean[away])
     return guess + (kin * torch.exp(-((distance[:, 0] / REACH) ** 2)))[:, None] * mean
+
+
+def _wide(at: Tensor, difference: Tensor, own: Tensor, seen: Tensor | None) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """Return a few of the anchors at (M, 3), each standing for all around it: their means of difference and own colour (N, 3), places, kinds.
+
+    seen (M,): share of skin. Skin and the rest around one anchor make two.
+    """
+    few = at[: max(NEIGHBOURS, len(at) * NEIGHBOURS // WIDE)]
+    around = _nearest(at, few, count=min(WIDE, len(at)))[1]
+    shares = [torch.ones_like(around, dtype=at.dtype)] if seen is None else [seen[around], 1 - seen[around]]
+    rows = []
+    for kind, share in zip((1.0, 0.0), shares, strict=False):
+        there = share.mean(1) > FEWEST_AROUND
+        means = [_weighted(values[around[there]], share[there]) for values in (difference, own)]
+        rows.append((*means, few[there], torch.full((int(there.sum()),), kind)))
+    joined = [torch.cat(parts) for parts in zip(*rows, strict=True)]
+    return (joined[0], joined[1]), joined[2], joined[3]
 
 
 def _mean_of_kin(
