@@ -17,7 +17,7 @@ from portrait_backend.mesh.bake import Surface, bake_texture
 from portrait_backend.mesh.charts import cut_faces
 from portrait_backend.mesh.extract import extract_mesh
 from portrait_backend.mesh.simplify import simplify
-from portrait_backend.mesh.types import Field, HeadMesh, MeshOptions
+from portrait_backend.mesh.types import Field, Folded, HeadMesh, MeshOptions
 from portrait_backend.mesh.unwrap import Unwrapped, unwrap
 from portrait_backend.mesh.views import ProjectedView, photo_view
 from portrait_backend.portrait.regions import detail_share, face_outline
@@ -36,6 +36,8 @@ def build_mesh(field: Field, portrait: Portrait, settings: MeshOptions, context:
     start = time.perf_counter()
     detail = partial(detail_share, portrait) if face_outline(portrait).sum() > 1 else None
     vertices, faces = extract_mesh(field, settings.resolution, _span(context, "extract"), settings.smoothing, detail)
+    if isinstance(field, Folded):
+        vertices = field.folded(vertices)
     seconds["extract"] = time.perf_counter() - start
     _span(context, "simplify").report(0, 1)
     start = time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,14 @@ class Field(Protocol):
 
     def colour(self, points: Tensor) -> Tensor:
         """Colour (N, 3) in [0, 1] at points (N, 3)."""
+
+
+@runtime_checkable
+class Folded(Protocol):
+    """A field whose surface has forms that its density can't hold."""
+
+    def folded(self, vertices: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return vertices (V, 3) of the density's surface with these forms, head units."""
 
 
 class MeshOptions(Protocol):

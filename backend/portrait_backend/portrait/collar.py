@@ -31,7 +31,7 @@ BEHIND = -0.1
 def clothes_pixels(portrait: Portrait, hair: Tensor) -> Tensor:
     """Return which pixels (512, 512) are clothes: joined to what the photo's lower end shows of them, not of skin's hue; bool.
 
-    hair (512, 512): what is hair. Shade takes from all channels alike, so a neck in shadow stays skin; so does, in black and white, a shirt.
+    hair (512, 512): what is hair. Shade takes from all channels alike, so a neck in shadow stays skin; in black and white a shirt does too.
     """
     hue, skin = _hues(portrait)
     tolerance = np.clip(HUE_SHARE * np.linalg.norm(skin - 1), *HUE_RANGE)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from portrait_backend.portrait.parts import hair_pixels
 from portrait_backend.portrait.types import Portrait
+from portrait_backend.prior.ear_relief import EarRelief
 from portrait_backend.prior.ear_shade import EarShade
 from portrait_backend.prior.ears import covered_ears
 from portrait_backend.prior.hair_colour import hangs_long, photo_hair_colour
@@ -31,16 +34,22 @@ class Detail(Protocol):
 class TextureField:
     """A head with detail on its colours; for meshing (`mesh.types.Field`)."""
 
-    def __init__(self, head: Head, details: tuple[Detail, ...]) -> None:
-        self.head, self.details = head, details
+    def __init__(self, head: Head, details: tuple[Detail, ...], relief: EarRelief | None = None) -> None:
+        self.head, self.details, self.relief = head, details, relief
         self.half_extent, self.surface_density = head.half_extent, head.surface_density
 
     def density(self, points: Tensor) -> Tensor:
         """The head's density (N,) per head unit at points (N, 3)."""
         return self.head.density(points)
 
+    def folded(self, vertices: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return vertices (V, 3) of the surface with forms that the head itself can't hold: the folds of ears."""
+        return vertices if self.relief is None else self.relief.moved(vertices)
+
     def colour(self, points: Tensor) -> Tensor:
         """Colour (N, 3) in [0, 1] at points (N, 3)."""
+        if self.relief is not None:
+            points = self.relief.unmoved(points)
         colour = self.head.colour(points)
         if not len(points):
             return colour
@@ -57,5 +66,6 @@ def with_detail(head: Head, portrait: Portrait, generator: torch.Generator) -> T
         long = None if colour is None or measured is None else (colour, measured[1].median(0).values)
         details.append(HairGrain(style, generator, device, covered, long))
     if measured is not None:
-        details += [SkinGrain(*measured, generator, device, covered), EarShade(head, measured[1])]
-    return TextureField(head, tuple(details)) if details else head
+        relief = EarRelief(head, covered, measured[1])
+        details += [SkinGrain(*measured, generator, device, covered), EarShade(head, measured[1]), relief]
+    return TextureField(head, tuple(details), relief if measured is not None else None) if details else head

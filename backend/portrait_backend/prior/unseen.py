@@ -199,9 +199,9 @@ def continued(
 
 
 def _wide(at: Tensor, difference: Tensor, own: Tensor, seen: Tensor | None) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-    """Return a few of the anchors at (M, 3), each standing for all around it: their means of difference and own colour (N, 3), places, kinds.
+    """Let a few anchors of those at (M, 3) stand for all around: mean difference and own colour (N, 3), place (N, 3), share of skin (N,).
 
-    seen (M,): share of skin. Skin and the rest around one anchor make two.
+    seen (M,): the anchors' shares of skin. Skin and the rest around one of the few make two rows.
     """
     few = at[: max(NEIGHBOURS, len(at) * NEIGHBOURS // WIDE)]
     around = _nearest(at, few, count=min(WIDE, len(at)))[1]
