@@ -16,7 +16,7 @@ from portrait_backend.radiance.density_grid import DensityGrid
 from portrait_backend.radiance.head import Head
 
 SKIN = torch.tensor([[0.8, 0.6, 0.5]]).repeat(100, 1)
-WALL, DOWN = 0.16, 0.01
+WALL, DOWN = 0.16, 0.005
 
 
 def plain_ear(points: Tensor) -> Tensor:
