@@ -16,15 +16,15 @@ from portrait_backend.radiance.density_grid import DensityGrid
 from portrait_backend.radiance.head import Head
 
 SKIN = torch.tensor([[0.8, 0.6, 0.5]]).repeat(100, 1)
-WALL, DOWN = 0.16, 0.005
+WALL, DOWN = 0.16, 0.01
 
 
 def plain_ear(points: Tensor) -> Tensor:
     """How far from the middle plane a head's side is at points (N, 3): a wall with the usual ear without its folds, `DOWN` too low."""
     model = load_ear_model()
     height = model.height - model.height.median()
-    kernel = torch.ones(1, 1, 25, 25) / 625
-    smooth = torch.nn.functional.conv2d(torch.nn.functional.pad(height[None, None], (12,) * 4, mode="replicate"), kernel)
+    kernel = torch.ones(1, 1, 17, 17) / 289
+    smooth = torch.nn.functional.conv2d(torch.nn.functional.pad(height[None, None], (8,) * 4, mode="replicate"), kernel)
     return WALL + _at(smooth[0, 0], points)
 
 
@@ -62,7 +62,7 @@ def test_a_plain_ear_gets_folds_and_keeps_its_outline(head: Head) -> None:
         rows = [(sign * x[:, 0]).view(91, 91).amax(1) for x in (before, after)]
         assert float((rows[1] - rows[0]).max()) < 0.005, "from the front the ear stands off as before"
         alike = [folds_alike(sign * points[:, 0], _fine_ear(before), _share(before)) for points in (before, after)]
-        assert alike[1] > 0.7 and alike[1] > alike[0] + 0.1
+        assert alike[1] > 0.85 and alike[1] > alike[0]
 
 
 def folds_alike(one: Tensor, other: Tensor, share: Tensor) -> float:

@@ -29,7 +29,7 @@ BROAD = 0.016
 """Standard deviation (head units) of what is taken off a relief: the ear as a whole stays as the photo's outline made it."""
 OWN = 0.012
 """How much of its own relief (head units) the surface gives up: a step to a temple's hair is none of the ear's."""
-SHIFTS, SIZES = (-0.03, 0.03, 13), (0.85, 0.95, 1.05, 1.15)
+SHIFTS, SIZES = (-0.03, 0.03, 13), (0.86, 0.93, 1.0, 1.08, 1.16)
 """Places (least and greatest shift in head units, how many) and sizes that are tried."""
 USUAL_PLACE, USUAL_SIZE = 0.02, 0.15
 """Deviations of place (head units) and of the logarithm of size: the more unusual, the more alike it must be."""
