@@ -125,3 +125,14 @@ def test_progress_and_cancel(astronaut_file: Path) -> None:
     assert [(p.step, p.steps) for p in steps] == [(1, 3), (2, 3), (3, 3)]
     with pytest.raises(Cancelled):
         prepare_portrait(astronaut_file, Context(base.device, base.dtype, base.generator, cancelled=lambda: True))
+
+
+def test_mirrored_coefficients_are_the_mirrored_face() -> None:
+    model = load_landmark_model()
+    coefficients = torch.randn(25, generator=torch.Generator().manual_seed(0))
+    differs = model.shape(coefficients.double()) - model.mean
+    wanted = differs[model.twins] * torch.tensor([-1.0, 1.0, 1.0])
+    mirrored = model.mirrored(coefficients)
+    off = [float((x - wanted).norm(dim=-1).mean()) for x in (model.shape(mirrored.double()) - model.mean, differs)]
+    assert off[0] < 1e-3 < 1.1e-3 < off[1]
+    torch.testing.assert_close(model.mirrored(mirrored), coefficients, atol=0.3, rtol=0)

@@ -13,9 +13,9 @@ import torch
 from portrait_backend.prior.lift import HALF, ProxySurface
 from portrait_backend.prior.network import PriorConfig, PriorNetwork
 from portrait_backend.prior.weights import load_prior, save_prior
-from portrait_backend.radiance.cameras import Camera
+from portrait_backend.radiance.cameras import Camera, mirror_cameras
 from portrait_backend.training.augment import apply_appearance, degrade_input, draw_appearance
-from portrait_backend.training.head_dataset import HeadDataset, load_heads, mirror_cameras, mirror_landmarks
+from portrait_backend.training.head_dataset import HeadDataset, load_heads, mirror_landmarks
 from portrait_backend.training.prior_loss import LossWeights, Sampler, colour_error, inside
 from portrait_backend.training.prior_trainer import export_prior, start_from, train_prior
 from portrait_backend.training.proxy_surface import fit_proxy, surface_points

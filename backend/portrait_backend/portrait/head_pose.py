@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from portrait_backend.models import starter_path
@@ -27,6 +28,10 @@ PIXEL_SCALE, SHAPE_WEIGHT, ROBUST = 0.01, 1.4, 1.0
 
 A shape that is held stiffer turns up as pitch. 150 synthetic heads under what the detector's landmarks are off on photos, weights 1, 1.4,
 2: pitch 1.67, 1.58, 1.65 degrees off; under the data sets' noise 0.90, 1.01 and 1.19 degrees."""
+
+
+UNCERTAIN = 0.001
+"""Weight (head units) that keeps coefficients small which hardly move a landmark."""
 
 
 def landmark_size(points: np.ndarray) -> float:
@@ -47,6 +52,22 @@ class LandmarkModel:
     def shape(self, coefficients: Tensor) -> Tensor:
         """Return landmarks (..., 468, 3) of coefficients (..., K)."""
         return self.mean + torch.einsum("...k,knd->...nd", coefficients, self.basis)
+
+    @cached_property
+    def twins(self) -> np.ndarray:
+        """The landmark (468,) of which each is the mirror image: the nearest one on the mean face."""
+        mean = self.mean.numpy()
+        return np.asarray(cKDTree(mean * [-1, 1, 1]).query(mean)[1])
+
+    def mirrored(self, coefficients: Tensor) -> Tensor:
+        """Return the coefficients (K,) of a face that differs from the mean as that of coefficients (K,) does in a mirror.
+
+        The landmarks are no exact pairs, so it is the best that the basis can show.
+        """
+        differs = torch.einsum("k,knd->nd", coefficients.to(self.mean), self.basis)[self.twins] * self.mean.new_tensor([-1.0, 1.0, 1.0])
+        basis = torch.cat([self.basis.flatten(1).T, UNCERTAIN * torch.eye(len(self.basis)).to(self.basis)])
+        wanted = torch.cat([differs.flatten(), self.mean.new_zeros(len(self.basis))])
+        return torch.linalg.lstsq(basis, wanted[:, None]).solution[:, 0].to(coefficients)
 
 
 @dataclass(frozen=True)

@@ -131,3 +131,9 @@ class Camera:
     def rays(self) -> tuple[Tensor, Tensor]:
         """Return origin (3,) and directions (height * width, 3) through all pixel centres."""
         return self.rays_through(self.pixel_centres())
+
+
+def mirror_cameras(cameras: Tensor) -> Tensor:
+    """Return the world-to-camera matrices (..., 3, 4) that see the mirrored head as mirrored images."""
+    sign = torch.tensor([-1.0, 1.0, 1.0])
+    return cameras * sign[:, None] * torch.tensor([-1.0, 1.0, 1.0, 1.0])

@@ -84,6 +84,12 @@ def to_channels_last(planes: Tensor, depth: int) -> Tensor:
     return planes.view(3, depth, channels // depth, height, width).permute(0, 1, 3, 4, 2)[None].contiguous()
 
 
+def mirror_planes(planes: Tensor, axes: Axes = STARTER_AXES) -> Tensor:
+    """Return planes (B, 3, D, H, W, C) of the same field mirrored left to right."""
+    along_x = [(4, 3, 2)[axis.index(0)] for axis in axes]
+    return torch.stack([planes[:, k].flip(along_x[k] - 1) for k in range(3)], 1)
+
+
 def to_neutral(planes: Tensor) -> Tensor:
     """Convert planes (1, 3, D, H, W, C) to the neutral layout (3, C*D, H, W)."""
     _, _, depth, height, width, channels = planes.shape

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from portrait_backend.portrait.head_pose import LANDMARK_SIZE, fit_parameters, landmark_size, load_landmark_model, orbit_rotation
@@ -123,17 +121,9 @@ def fit_inputs(landmarks: np.ndarray, size: int, seed: int) -> tuple[Tensor, Ten
 
 def mirror_landmarks(landmarks: np.ndarray, size: int) -> np.ndarray:
     """Return the landmarks (..., 468, 2) px of mirrored images `size` px wide; each becomes its nearest twin on the mean face."""
-    mean = load_landmark_model().mean.numpy()
-    twin = cKDTree(mean * [-1, 1, 1]).query(mean)[1]
-    swapped = landmarks[..., twin, :].copy()
+    swapped = landmarks[..., load_landmark_model().twins, :].copy()
     swapped[..., 0] = size - swapped[..., 0]
     return swapped
-
-
-def mirror_cameras(cameras: Tensor) -> Tensor:
-    """Return the world-to-camera matrices (..., 3, 4) that see the mirrored head as mirrored images."""
-    sign = torch.tensor([-1.0, 1.0, 1.0])
-    return cameras * sign[:, None] * F.pad(sign, (0, 1), value=1.0)
 
 
 def finished_identities(data: Path) -> list[Path]:

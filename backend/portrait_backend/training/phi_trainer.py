@@ -21,7 +21,7 @@ from portrait_backend.prior.starter import StarterPrior
 from portrait_backend.radiance.cameras import METRES_PER_UNIT, focal_pixels
 from portrait_backend.radiance.head import Head, TriPlane
 from portrait_backend.radiance.renderer import render_rays
-from portrait_backend.radiance.triplane import to_channels_last, to_neutral
+from portrait_backend.radiance.triplane import mirror_planes, to_channels_last, to_neutral
 from portrait_backend.restoration.detail_unet import DetailPreservationUNet, config_for, load_detail_unet, save_detail_unet
 from portrait_backend.restoration.field import RestoredField, phi_input
 from portrait_backend.restoration.fit import reference_image
@@ -114,8 +114,7 @@ def mirrored(head: Head) -> Head:
     """Return the head mirrored left to right."""
 
     def flipped(planes: TriPlane) -> TriPlane:
-        dims = [(4, 3, 2)[axes.index(0)] for axes in planes.axes]  # where x runs in each plane (1, D, H, W, C)
-        return planes.with_planes(torch.stack([planes.planes[:, k].flip(dims[k] - 1) for k in range(3)], 1))
+        return planes.with_planes(mirror_planes(planes.planes, planes.axes))
 
     geometry = flipped(head.geometry)
     appearance = geometry if head.appearance is head.geometry else flipped(head.appearance)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from portrait_backend.precision import bf16_autocast
 from portrait_backend.prior.lift import HALF
 from portrait_backend.prior.network import INPUT_SIZE, PriorNetwork, join_planes
-from portrait_backend.radiance.cameras import ORBIT_RADIUS, focal_pixels
+from portrait_backend.radiance.cameras import ORBIT_RADIUS, focal_pixels, mirror_cameras
 from portrait_backend.radiance.compositing import composite
 from portrait_backend.radiance.decoder import DensityActivation
 from portrait_backend.radiance.triplane import sample_planes
 from portrait_backend.training.augment import apply_appearance, degrade_input, draw_appearance
-from portrait_backend.training.head_dataset import HeadDataset, camera_of, decode_depth, mirror_cameras
+from portrait_backend.training.head_dataset import HeadDataset, camera_of, decode_depth
 
 NEAR, FAR = 2.15, 3.3
 """Ray range of training samples, head units."""
