@@ -12,7 +12,7 @@ from portrait_backend.painting.surface import ReferenceView, SurfacePoints, poin
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.clean_shape import HARDLY, clean_occupancy, grown
 from portrait_backend.prior.skin_and_clothes import Kinds, above_collar, nape, skin_share
-from portrait_backend.prior.unseen import continued, hairness, shaded, unseen_colours, without_colour, wrapped
+from portrait_backend.prior.unseen import beyond_edge, continued, hairness, shaded, unseen_colours, without_colour, wrapped
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.density_grid import DensityGrid
 from portrait_backend.radiance.picture import PictureLattice
@@ -169,6 +169,44 @@ def test_the_neck_above_the_collar_takes_no_colour_from_the_shirt() -> None:
     guess = own.expand(2, 3)
     neck, chest = continued(surface_points(position, colour), own.expand(2000, 3), asked, guess, generator, kinds)
     assert (neck - skin).norm() < 0.1 and (chest - shirt).norm() < 0.2
+
+
+def test_far_from_the_photo_too_skin_takes_nothing_from_a_shirt() -> None:
+    """Skin and shirt are seen in front, mixed in every neighbourhood; what is asked lies far behind."""
+    skin, shirt = torch.tensor([0.4, 0.27, 0.2]), torch.tensor([0.9, 0.3, 0.5])
+    count = 3000
+    generator = torch.Generator().manual_seed(0)
+    position = (torch.rand(count, 3, generator=generator) - 0.5) * torch.tensor([0.3, 0.1, 0.02]) + torch.tensor([0.0, -0.25, 0.1])
+    is_skin = torch.arange(count) % 4 == 0
+    colour = torch.where(is_skin[:, None], skin, shirt)
+    asked = torch.tensor([[0.0, -0.2, -0.1]])
+    kinds = Kinds(is_skin.float(), torch.ones(1), torch.ones(1))
+    found = continued(surface_points(position, colour), torch.full((count, 3), 0.3), asked, torch.full((1, 3), 0.3), generator, kinds)
+    assert float((found - 0.3 - (skin - 0.3) * 0.7).abs().max()) < 0.06
+    whole = Kinds(is_skin.float(), torch.zeros(1), torch.ones(1))
+    found = continued(surface_points(position, colour), torch.full((count, 3), 0.3), asked, torch.full((1, 3), 0.3), generator, whole)
+    assert float((found - 0.3 - (shirt - 0.3) * 0.7).abs().max()) < 0.06
+
+
+def test_below_the_photos_edge_the_bust_goes_on(portrait: Portrait) -> None:
+    """The photo ends at row 440; below, the prior guesses green stripes."""
+    valid = torch.ones(512, 512)
+    valid[440:] = 0
+    cut = replace(portrait, valid=valid)
+    origin, directions = portrait.camera.rays()
+    y, x = torch.meshgrid(torch.arange(360, 510, 3), torch.arange(190, 320, 3), indexing="ij")
+    ray = directions.view(512, 512, 3)[y, x].reshape(-1, 3)
+    position = origin + ray * ((0.1 - origin[2]) / ray[:, 2:])
+    below = (y >= 440).reshape(-1)
+    assert torch.equal(beyond_edge(cut, position), below)
+    assert not beyond_edge(portrait, position).any()
+    shirt = torch.tensor([0.2, 0.3, 0.7])
+    guess = torch.where(below[:, None], torch.tensor([0.1, 0.9, 0.1]), shirt)
+    seen = surface_points(position[~below], shirt.repeat(int((~below).sum()), 1))
+    colours = unseen_colours(
+        cut, seen, guess[~below], surface_points(position[below], guess[below]), guess[below], torch.Generator().manual_seed(0)
+    )
+    assert float((colours - shirt).abs().max()) < 0.05
 
 
 def test_a_guess_of_skin_says_nothing_of_the_light_on_hair() -> None:

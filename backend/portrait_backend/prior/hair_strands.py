@@ -115,7 +115,7 @@ def strand_factors(points: Tensor, style: StrandStyle, generator: torch.Generato
         noise = torch.randn(3 * (LATTICE,), generator=generator)
         width = cell_size(fine, coarse)
         streaks = along_flow(points, noise, width, style.length * width)
-        total = total + strength * streaks / streaks.std().clamp_min(1e-6)
+        total = total + strength * streaks / streaks.std(correction=0).clamp_min(1e-6)
     rank = 0.5 * (1 + torch.erf(total / 2**0.5)) * (RAMP - 1)
     below = rank.long().clamp(0, RAMP - 2)
     share = (rank - below)[:, None]
@@ -129,7 +129,7 @@ def ragged(share: Tensor, points: Tensor, generator: torch.Generator) -> Tensor:
     if len(edge) < 2:
         return share
     streaks = along_flow(points[edge], noise, width, HAIRLINE_LENGTH * width)
-    return share.index_copy(0, edge, smoothstep(share[edge] + RAGGED * streaks / streaks.std().clamp_min(1e-6), *HAIRLINE_TURN))
+    return share.index_copy(0, edge, smoothstep(share[edge] + RAGGED * streaks / streaks.std(correction=0).clamp_min(1e-6), *HAIRLINE_TURN))
 
 
 def cell_size(fine: float, coarse: float) -> float:

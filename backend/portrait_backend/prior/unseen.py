@@ -118,6 +118,10 @@ def unseen_colours(
     colours[some] = wrapped(
         portrait, seen[body], seen_guess[body], points.position[some], guess[some], colours[some], generator, kinds.of(body)
     )
+    cut = beyond_edge(portrait, points.position) & (share < 0.5)
+    if body.any():
+        plain = [seen.colour[body].median(0).values.expand(count, 3) for count in (int(body.sum()), int(cut.sum()))]
+        colours[cut] = continued(seen[body], plain[0], points.position[cut], plain[1], generator)
     if hair is None:
         return colours
     kept = of_one_hue(anchors.colour, hair)
@@ -130,6 +134,15 @@ def unseen_colours(
         strands = strands * strand_factors(points.position[some], style, generator)
     colours[some] += share[some, None] * (strands - colours[some])
     return colours.clamp(0, 1)
+
+
+def beyond_edge(portrait: Portrait, position: Tensor) -> Tensor:
+    """Return which points (N, 3) lie below the photo's lower edge, within its frame: (N,) bool.
+
+    The prior saw only the edge's colours drawn out there; what the bust shows is a better guess at its clothes.
+    """
+    in_photo = InPhoto.of(portrait, position)
+    return (in_photo.values(portrait.valid) < 0.5) & (in_photo.at.abs() < 1).all(-1) & (in_photo.at[:, 1] > 0)
 
 
 def without_colour(portrait: Portrait) -> bool:
