@@ -122,11 +122,11 @@ def unseen_colours(
     if body.any():
         plain = [seen.colour[body].median(0).values.expand(count, 3) for count in (int(body.sum()), int(cut.sum()))]
         colours[cut] = continued(seen[body], plain[0], points.position[cut], plain[1], generator)
-    if hair is None:
+    some = (share > UNNOTICED).nonzero()[:, 0]
+    if hair is None or not len(some):
         return colours
     kept = of_one_hue(anchors.colour, hair)
     anchors, own = anchors[kept], seen_guess[sure & is_hair][kept]
-    some = (share > UNNOTICED).nonzero()[:, 0]
     own_light, light = (shaded(hair, colour, own, seen_guess[bare]) for colour in (own, guess[some]))
     strands = continued(anchors, own_light, points.position[some], light, generator)
     style = measure_strands(portrait, hair_mask)
