@@ -57,3 +57,19 @@ def test_of_a_turned_face_the_nearest_layer_counts(portrait: Portrait) -> None:
     assert not at_all.any()
     nearer = marks + 0.06 * torch.nn.functional.normalize(camera.centre - marks, dim=1)
     assert before_face(turned, nowhere, InPhoto.of(turned, nearer)).float().mean() > 0.3
+
+
+def test_a_fringe_gains_volume_upward(portrait: Portrait) -> None:
+    """The fringe comes down to row 230. Just above its end hair stands hardly farther before the face than skin may; farther up more."""
+    rgba = portrait.rgba.clone()
+    rgba[:230, :, :3] = torch.tensor([0.3, 0.1, 0.05])
+    fringed = replace(portrait, rgba=rgba)
+    hair = hair_pixels(fringed)
+    assert not bare_face_pixels(fringed, hair)[:230].any() and bare_face_pixels(fringed, hair)[240, 256]
+    marks = load_landmark_model().mean.float()
+    middle = marks[marks[:, 0].abs() < 0.03]
+    rows = portrait.camera.project(middle)[0][:, 1]
+    low, high = (middle[(rows - row).abs().argmin()] for row in (224, 180))
+    out = torch.tensor([0.0, 0.0, 0.065])
+    points = torch.stack([low + out, high + out, high + 2 * out])
+    assert before_face(fringed, hair, InPhoto.of(fringed, points)).tolist() == [True, False, True]
