@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from portrait_backend.portrait.matte import face_hull, keep_face_piece, make_matte
-from portrait_backend.portrait.spill import close_gaps
+from portrait_backend.portrait.spill import clear_hair, close_gaps
 
 SIZE = 320
 
@@ -108,3 +108,25 @@ def test_the_neighbour_is_dropped() -> None:
     person = (sitter | other).astype(float)
     matte = make_matte(image, np.ones((SIZE, SIZE)), person, ring(120, 160, 32), [ring(252, 160, 28)], np.random.default_rng(0))
     assert matte.alpha[other & ~disc(120, 160, 80)].mean() < 0.05 and matte.alpha[sitter].mean() > 0.95
+
+
+def test_background_far_inside_thin_hair_is_cleared() -> None:
+    """Dark hair over a green ground: its lower end is tinted throughout, its crown, far from the ground, is not."""
+    image = np.zeros((512, 512, 3)) + [0.3, 0.7, 0.1]
+    hair = np.zeros((512, 512), bool)
+    hair[60:400, 100:412] = True
+    own = np.array([0.12, 0.1, 0.09])
+    foreground = np.where(hair[..., None], own, image)
+    foreground[300:400, 100:412] = 0.75 * own + 0.25 * image[0, 0]
+    skin = foreground.copy()
+    cleared = clear_hair(foreground, image, hair, ~hair)
+
+    def greenness(rgb: np.ndarray) -> np.ndarray:
+        return rgb[..., 1] - (rgb[..., 0] + rgb[..., 2]) / 2
+
+    edge, crown = np.s_[330:395, 105:130], np.s_[150:250, 200:300]
+    assert greenness(cleared[edge]).max() < 0.35 * greenness(foreground[edge]).min()
+    assert np.abs(cleared[crown] - own).max() < 0.01
+    np.testing.assert_allclose(clear_hair(skin, image, np.zeros_like(hair), ~hair), skin)
+    grey = np.full_like(image, 0.6)
+    assert np.abs(clear_hair(foreground, grey, hair, ~hair) - foreground).max() < 0.01, "a grey ground has no hue to shine through"

@@ -21,7 +21,9 @@ from portrait_backend.portrait.faces import Face, FaceDetector, candidate_of, fi
 from portrait_backend.portrait.head_pose import HeadPose, LandmarkModel, fit_head_pose, load_landmark_model
 from portrait_backend.portrait.matte import Matte, PersonSegmenter, make_matte, use_own_alpha
 from portrait_backend.portrait.mediapipe_tools import MediaPipeFaces, MediaPipeSegmenter
+from portrait_backend.portrait.parts import hair_pixels
 from portrait_backend.portrait.read_image import Photo, read_photo
+from portrait_backend.portrait.spill import clear_hair
 from portrait_backend.portrait.types import PORTRAIT_SIZE, Portrait
 from portrait_backend.radiance.cameras import Camera
 from portrait_shared.errors import PortraitDiffusionError
@@ -115,7 +117,15 @@ def _cut_out(
     if photo.alpha is not None:
         matte = _own_alpha(photo, alignment, matte, probability, landmarks)
     warnings = (*photo.warnings, *alignment.warnings, *_outside_warning(valid), *matte.warnings)
-    return _portrait(photo, alignment, image, valid, landmarks, matte, warnings)
+    return _with_clear_hair(_portrait(photo, alignment, image, valid, landmarks, matte, warnings))
+
+
+def _with_clear_hair(portrait: Portrait) -> Portrait:
+    """Return the portrait without background that shines through its hair."""
+    rgb, alpha = portrait.rgba[..., :3].numpy().astype(np.float64), portrait.matte.numpy()
+    hair = (alpha > 0.5) & hair_pixels(portrait).numpy()
+    cleared = clear_hair(rgb, portrait.image.numpy(), hair, (alpha < 0.05) & (portrait.valid.numpy() > 0.5))
+    return replace(portrait, rgba=_tensor(np.concatenate([cleared, alpha[..., None]], -1)))
 
 
 def _own_alpha(photo: Photo, alignment: Alignment, matte: Matte, probability: NDArray[np.float64], landmarks: NDArray[np.float64]) -> Matte:

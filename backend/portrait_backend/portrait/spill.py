@@ -24,6 +24,8 @@ GAP_CHROMA = 18.0
 """Chroma (Lab units) by which a gap between strands differs from the local interior."""
 BESIDE_FACE = 25
 """Width in px of the square that widens the face: what borders on it is a pocket under an ear, not a gap between strands."""
+FEWEST, TOLERANCE = 200, 3.0
+"""Pixels of hair that tell its colour; chroma (Lab units) that hair may have beyond its median in the background's hue."""
 MIXED = 5
 """Width in px of the disc that widens gaps: what borders on them is mixed with them."""
 
@@ -73,6 +75,27 @@ def close_gaps(
     mixed = cv2.dilate(gaps.astype(np.uint8), disc).astype(bool) & ~face
     filled = cv2.inpaint((foreground * 255).round().astype(np.uint8), mixed.astype(np.uint8), MIXED, cv2.INPAINT_TELEA)
     return np.where(mixed[..., None], filled / 255.0, foreground)
+
+
+def clear_hair(foreground: Array, image: Array, hair: NDArray[np.bool_], background: NDArray[np.bool_]) -> Array:
+    """Return foreground colours (H, W, 3) in which hair (H, W) has no more of the hue of the `background` (H, W) around than elsewhere.
+
+    Thin hair shows what is behind it far inside the silhouette, where no interior tells what it would look like without.
+    """
+    behind, near = _local_mean(_lab(image)[..., 1:], background)
+    if hair.sum() < FEWEST or not background.any():
+        return foreground
+    lab = _lab(foreground)
+    far = hair & ~near if (hair & ~near).sum() > FEWEST else hair
+    usual_chroma = np.median(lab[far][:, 1:], axis=0)
+    strength = np.linalg.norm(behind, axis=-1)
+    hue = behind / np.maximum(strength, 1e-3)[..., None]
+    usual = (usual_chroma * hue).sum(-1).clip(0)
+    beyond = ((lab[..., 1:] * hue).sum(-1) - usual - TOLERANCE).clip(0)
+    amount = np.where(hair & near, beyond * np.clip((strength - usual) / MIN_SEPARATION - 1, 0, 1), 0)
+    amount = cv2.GaussianBlur(amount.astype(np.float32), (0, 0), 1.0)
+    lab[..., 1:] -= amount[..., None] * hue
+    return np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).clip(0, 1), np.float64)
 
 
 def _lab(image: Array) -> NDArray[np.float32]:
