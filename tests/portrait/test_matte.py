@@ -112,7 +112,7 @@ def test_the_neighbour_is_dropped() -> None:
 
 def test_background_far_inside_thin_hair_is_cleared() -> None:
     """Dark hair over a green ground: its lower end is tinted throughout, its crown, far from the ground, is not."""
-    image = np.zeros((512, 512, 3)) + [0.3, 0.7, 0.1]
+    image = np.full((512, 512, 3), (0.3, 0.7, 0.1))
     hair = np.zeros((512, 512), bool)
     hair[60:400, 100:412] = True
     own = np.array([0.12, 0.1, 0.09])
