@@ -35,6 +35,8 @@ USUAL_PLACE, USUAL_SIZE = 0.02, 0.15
 """Deviations of place (head units) and of the logarithm of size: the more unusual, the more alike it must be."""
 DOUBT = 0.35
 """How much likeness (a correlation) one deviation is worth; squared."""
+COARSE = 2
+"""Texels from one to the next that counts where places are compared."""
 LEAST_BARE = 0.1
 """Share of an ear below its hair from which it is there."""
 FLAT = 0.001
@@ -134,8 +136,9 @@ def _folded(model: EarModel, head: Head, sign: float, covered: float) -> _Side |
         return None
     surface = _surface(model, head, sign)
     own, usual = _detail(surface, model.step), _detail(model.height, model.step)
-    best = max(((*_likeness(own, usual, bare, model, *place), place) for place in _places()), key=lambda found: found[0] - found[1])
-    relief, share = (_placed(values, model, *best[2]) for values in (usual, model.share))
+    places = _places()
+    place = places[_gains(own, usual, bare, model, places).argmax()][None]
+    relief, share = _placed(torch.stack([usual, model.share]), model, place)[0]
     share = share * bare
     shift = share * (relief - own.clamp(-OWN, OWN))
     folded = surface + shift
@@ -160,29 +163,38 @@ def _surface(model: EarModel, head: Head, sign: float) -> Tensor:
     return torch.where(inside.any(0), OUTER - (first - 1 + part) * (OUTER - INNER) / (LAYERS - 1), INNER)
 
 
-def _places() -> list[tuple[float, float, float]]:
-    shifts = torch.linspace(*SHIFTS[:2], SHIFTS[2]).tolist()
-    return [(down, back, size) for down in shifts for back in shifts for size in SIZES]
+def _places() -> Tensor:
+    """Return the places and sizes (P, 3) that are tried: down, back (head units), size."""
+    shifts = torch.linspace(*SHIFTS[:2], SHIFTS[2])
+    return torch.cartesian_prod(shifts, shifts, torch.tensor(SIZES))
 
 
-def _likeness(own: Tensor, usual: Tensor, bare: Tensor, model: EarModel, down: float, back: float, size: float) -> tuple[float, float]:
-    """Return how alike the two reliefs are where the ear would be (a correlation, less on a flat side), and what an unusual place costs."""
-    placed, share = (_placed(values, model, down, back, size) for values in (usual, model.share))
-    share = share * bare
-    share = share / share.sum()
-    a, b = (values - (share * values).sum() for values in (own, placed))
-    strength = (share * a * a).sum().sqrt() + FLAT
-    alike = (share * a * b).sum() / (strength * (share * b * b).sum().sqrt())
-    unusual = (down**2 + back**2) / USUAL_PLACE**2 + (np.log(size) / USUAL_SIZE) ** 2
-    return float(alike), float(DOUBT**2 * unusual)
+def _gains(own: Tensor, usual: Tensor, bare: Tensor, model: EarModel, places: Tensor) -> Tensor:
+    """Return how alike two reliefs (n, n) are with the ear at places (P, 3), as a correlation, less what an unusual place costs: (P,).
+
+    On a flat side they are less alike. Every other texel of every other row counts.
+    """
+    coarse = [values[::COARSE, ::COARSE] for values in (usual, model.share)]
+    placed, share = _placed(torch.stack(coarse), model, places).unbind(1)
+    share = share * bare[::COARSE, ::COARSE]
+    share = share / share.sum((1, 2), keepdim=True)
+    a, b = (values - (share * values).sum((1, 2), keepdim=True) for values in (own[::COARSE, ::COARSE], placed))
+    strength = (share * a * a).sum((1, 2)).sqrt() + FLAT
+    alike = (share * a * b).sum((1, 2)) / (strength * (share * b * b).sum((1, 2)).sqrt())
+    unusual = places[:, :2].square().sum(1) / USUAL_PLACE**2 + (places[:, 2].log() / USUAL_SIZE) ** 2
+    return alike - DOUBT**2 * unusual
 
 
-def _placed(values: Tensor, model: EarModel, down: float, back: float, size: float) -> Tensor:
-    """Return a map (n, n) of the model moved down and back (head units) and enlarged; relief grows along."""
-    extent = len(values) * model.step / 2
-    theta = torch.tensor([[1 / size, 0, -back / extent / size], [0, 1 / size, -down / extent / size]])
-    grid = F.affine_grid(theta[None], [1, 1, *values.shape], align_corners=False)
-    return F.grid_sample(values[None, None], grid, align_corners=False, padding_mode="border")[0, 0]
+def _placed(maps: Tensor, model: EarModel, places: Tensor) -> Tensor:
+    """Return maps (C, n, n) over the model's frame with the ear at places (P, 3): (P, C, n, n)."""
+    extent = len(model.height) * model.step / 2
+    down, back, size = places.unbind(1)
+    none = torch.zeros_like(size)
+    theta = torch.stack(
+        [torch.stack([1 / size, none, -back / extent / size], 1), torch.stack([none, 1 / size, -down / extent / size], 1)], 1
+    )
+    grid = F.affine_grid(theta, [len(places), *maps.shape], align_corners=False)
+    return F.grid_sample(maps.expand(len(places), *maps.shape), grid, align_corners=False, padding_mode="border")
 
 
 def _detail(height: Tensor, step: float) -> Tensor:
