@@ -47,6 +47,30 @@ def test_an_ear_stays_where_a_fin_as_thin_goes(portrait: Portrait) -> None:
     assert share(((-0.004, 0.004), (0.02, 0.08), (-0.33, -0.3))) < 0.1
 
 
+class Bulbs(Lump):
+    """A wide body with a bulb of three centimetres at its back, and the same at the back of the head."""
+
+    def density(self, points: Tensor) -> Tensor:
+        solid = (points[:, :2].abs() < points.new_tensor([0.3, 0.5])).all(-1) & (points[:, 2].abs() < 0.2)
+        for height in (0.1, -0.42):
+            solid |= (points - points.new_tensor([0.0, height, -0.2])).norm(dim=-1) < 0.04
+        return 250.0 * solid
+
+
+def test_clothes_have_no_bulbs(portrait: Portrait) -> None:
+    everything = torch.ones(512, 512)
+    photo = replace(portrait, rgba=torch.cat([portrait.rgba[..., :3], everything[..., None]], -1))
+    kept = clean_occupancy(cast(RadianceField, Bulbs()), photo) > 0.5
+    middle = round(0.5 * RESOLUTION)
+
+    def stands_off(height: float) -> float:
+        column = kept[:middle, round((height + 0.5) * RESOLUTION), middle]
+        return -0.2 - ((float(column.int().argmax()) + 0.5) / RESOLUTION - 0.5)
+
+    assert stands_off(0.1) > 0.025 and stands_off(-0.42) < 0.5 * stands_off(0.1)
+    assert abs(stands_off(-0.3)) < 0.02, "the body itself stays"
+
+
 def test_ears_under_hair_are_none() -> None:
     axis = ((torch.arange(64) + 0.5) / 64 * 2 - 1) * 0.5
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")

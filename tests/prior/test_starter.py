@@ -12,8 +12,8 @@ from portrait_backend.prior.starter import predict_head, starter_network
 from portrait_backend.radiance.cameras import mirror_cameras
 
 
-def test_the_mirrored_photo_gets_the_mirrored_colours(portrait: Portrait) -> None:
-    """The photo's left half is darker and it looks to the side: the answer to its mirror image has the same colours in a mirror."""
+def test_the_mirrored_photo_gets_the_mirrored_head(portrait: Portrait) -> None:
+    """The photo's left half is darker and it looks to the side: the answer to its mirror image is the same head in a mirror."""
     rgba = portrait.rgba.clone()
     rgba[:, :256, :3] *= 0.6
     one = replace(portrait, rgba=rgba, yaw=12.0)
@@ -31,3 +31,5 @@ def test_the_mirrored_photo_gets_the_mirrored_colours(portrait: Portrait) -> Non
     near, far = heads[0].colour(points), heads[1].colour(points * mirror)
     assert float((near - heads[0].colour(points * mirror)).abs().mean()) > 0.03
     assert float((near - far).abs().mean()) < 0.01
+    solid, twin = (head.density(p) > head.surface_density for head, p in ((heads[0], points), (heads[1], points * mirror)))
+    assert 0.1 < float(solid.float().mean()) < 0.9 and float((solid != twin).float().mean()) < 0.01

@@ -29,6 +29,8 @@ Array = NDArray[np.float32]
 RESOLUTION = 128
 SMOOTHING, FACE_SMOOTHING = 1.6, 0.6
 """Standard deviation in cells, elsewhere and in the face and where ears are."""
+BODY_SMOOTHING, BODY = 4.5, (-0.25, -0.33)
+"""The same of shoulders and clothes, and the heights (head units) over which it sets in."""
 THIN, THIN_BELOW, BELOW = 1, 2, -0.14
 """Radius in cells of what is too thin to be kept: on the head (ears stay), and below this height (neck and shoulders)."""
 GAP = 3
@@ -62,9 +64,12 @@ def clean_occupancy(head: RadianceField, portrait: Portrait, grid: DensityGrid |
     ears = bare_ears(points, share > 0.5)
     smooth = ndimage.gaussian_filter(share, SMOOTHING, mode="nearest")
     fine = ndimage.gaussian_filter(share, FACE_SMOOTHING, mode="nearest")
+    below = y.numpy() < BELOW
+    broad = ndimage.gaussian_filter(share, BODY_SMOOTHING, mode="nearest")
+    t = np.clip((BODY[0] - y.numpy()) / (BODY[0] - BODY[1]), 0, 1)
+    smooth = smooth + t * t * (3 - 2 * t) * (broad - smooth)
     share = np.where(empty, 0, smooth + np.maximum(face, ears) * (fine - smooth))
     solid = share > 0.5
-    below = y.numpy() < BELOW
     clean = _decided(solid, face > 0.5, ears > 0.5, below)
     clean |= grown(clean, portrait, points, 2 * head.half_extent / RESOLUTION, (face > 0) & below, below & ~on_hair)
     clean |= _closed(clean) & ~(ears > 0.5) & ~below  # hair that was grown hangs together with the head

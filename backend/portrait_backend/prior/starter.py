@@ -54,7 +54,8 @@ def encoder_input(rgba: Tensor) -> Tensor:
 def predict_head(network: PriorNetwork, portrait: Portrait, psi_sr: SuperResolution | None = None) -> Head:
     """Run the network: the photo's head before any fit. The lifted photo is copied into the colour planes at full resolution.
 
-    The colours are the mean of its answers to the photo and to its mirror image: 0.05 to 0.2 dB better on 16 validation heads.
+    The planes are the mean of its answers to the photo and, mirrored, to its mirror image. Sixteen validation heads, before any fit: foreground
+    PSNR 0.00 to 0.13 dB and IoU .001 to .007 better than with colours alone averaged, chamfer distance 4.29 -> 4.01 mm.
     psi_sr: the super-resolution that the head is given.
     """
     image = encoder_input(portrait.rgba)
@@ -65,12 +66,12 @@ def predict_head(network: PriorNetwork, portrait: Portrait, psi_sr: SuperResolut
     with torch.no_grad():
         learned, copied = network(image, pose, angles, coefficients, autocast=False)
         answer, _ = network(image.flip(-1), mirror_cameras(pose), angles * angles.new_tensor([-1.0, 1.0]), mirrored, autocast=False)
-        coloured = (learned + mirror_planes(answer)) / 2
+        learned = (learned + mirror_planes(answer)) / 2
         rgb, matte = portrait.rgba[..., :3], portrait.rgba[..., 3:]
         full = torch.cat([rgb * matte + 0.5 * (1 - matte), matte], -1).permute(2, 0, 1)[None]
         fine = copied_planes(*network.lifted(full, pose, coefficients, APPEARANCE_SIZE), network.config.depth)
         geometry = join_planes(resize_planes(learned, GEOMETRY_SIZE), resize_planes(copied, GEOMETRY_SIZE))
-        appearance = join_planes(resize_planes(coloured, APPEARANCE_SIZE), fine)
+        appearance = join_planes(resize_planes(learned, APPEARANCE_SIZE), fine)
     planes = [TriPlane(to_neutral(p), network.config.depth, STARTER_AXES, HALF) for p in (geometry, appearance)]
     meta = {"provider": "starter", "yaw": portrait.yaw, "pitch": portrait.pitch, "photo_sha256": portrait.sha256}
     return Head(planes[0], planes[1], network.decoder, RENDERING, psi_sr, meta)
