@@ -35,6 +35,7 @@ from portrait_backend.restoration.guide import DiffusionPrior
 from portrait_backend.restoration.losses import opaque_loss, sparsity_loss, variation_loss
 from portrait_backend.restoration.settle import former_places, settle
 from portrait_backend.restoration.views import clean_normals, draw_angles, matched_colours, render_view
+from portrait_backend.training.phi_trainer import mirrored
 from portrait_shared.errors import PortraitDiffusionError
 from portrait_shared.settings import RestorationSettings
 from tests.drawn_portraits import portrait_of
@@ -159,6 +160,25 @@ def test_the_shape_changes_behind_and_below_and_elsewhere_by_the_share_that_is_w
         assert share[:2].tolist() == pytest.approx([front, front], abs=0.02), "the photo looks there"
         assert (share[2:] > front + 0.5 * (1 - front)).all(), "two of the three planes know what is behind or below"
         assert share.max() < 1.01
+
+
+@pytest.mark.parametrize("own_colour", [False, True])
+def test_a_mirrored_head_gets_the_mirrored_residual(flat: Head, own_colour: bool) -> None:
+    """Of random planes, a random phi's answer to one alone is no mirror of its answer to the other; the mean is."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(flat.geometry.planes.shape, generator=generator)
+    geometry = flat.geometry.with_planes(noise)
+    colour = geometry.with_planes(torch.randn(noise.shape, generator=generator)) if own_colour else geometry
+    head = flat.with_planes(geometry=geometry, appearance=colour)
+    phi = DetailPreservationUNet(config_for(head))
+    nn.init.normal_(phi.out.weight, std=0.1)
+    twin = mirrored(head)
+    points = torch.rand(500, 3, generator=generator) * 0.8 - 0.4
+    for both, alike in ((True, True), (False, False)):
+        one, other = (RestoredField(x, phi, mirrored=both) for x in (head, twin))
+        decoded = [field.decode(at)[1] for field, at in ((one, points), (other, points * torch.tensor([-1.0, 1.0, 1.0])))]
+        raw = [field.raw(at) for field, at in ((one, points), (other, points * torch.tensor([-1.0, 1.0, 1.0])))]
+        assert torch.allclose(*decoded, atol=1e-3) == alike and torch.allclose(*raw, atol=1e-3) == alike
 
 
 def test_no_steps_give_the_prior_back(flat: Head) -> None:

@@ -12,7 +12,7 @@ from portrait_backend.painting.surface import smoothstep
 from portrait_backend.precision import bf16_autocast
 from portrait_backend.radiance.decoder import FEATURES, Decoder
 from portrait_backend.radiance.head import Head, TriPlane
-from portrait_backend.radiance.triplane import resize_planes, sample_planes, to_channels_last, to_neutral
+from portrait_backend.radiance.triplane import mirror_planes, resize_planes, sample_planes, to_channels_last, to_neutral
 from portrait_backend.restoration.detail_unet import DetailPreservationUNet
 
 TONES = 4
@@ -29,6 +29,19 @@ def phi_input(head: Head) -> Tensor:
     if head.appearance is head.geometry:
         return shape
     return torch.cat([shape, F.interpolate(to_neutral(head.appearance.planes), size=shape.shape[2:], mode="area")], 1)
+
+
+def residual_of(phi: DetailPreservationUNet, planes: Tensor, geometry: TriPlane) -> Tensor:
+    """Return phi's residual to planes (3, channels, H, W): the mean of its answers to them and, mirrored, to their mirror image.
+
+    geometry: says how the planes lie.
+    """
+    return (phi(planes).float() + _mirrored(phi(_mirrored(planes, geometry)).float(), geometry)) / 2
+
+
+def _mirrored(planes: Tensor, geometry: TriPlane) -> Tensor:
+    parts = planes.split(geometry.depth * geometry.channels, 1)  # the shape's, and the colour's
+    return torch.cat([to_neutral(mirror_planes(to_channels_last(part, geometry.depth), geometry.axes)) for part in parts], 1)
 
 
 def counts(geometry: TriPlane, size: int, front: float) -> Tensor:
@@ -51,7 +64,8 @@ class RestoredField:
 
     The residuals (1, 3, D, H, W, C) are sampled beside the planes instead of being added to them: colour planes are larger, and
     resizing and copying them in every step would cost more than all the rest. `planes`: `phi_input`, if it was made before.
-    `front`: the share of the shape's residual that counts where the photo looks (`counts`).
+    `front`: the share of the shape's residual that counts where the photo looks (`counts`). `mirrored`: take the mean of phi's two
+    answers (`residual_of`); training, which mirrors heads at random, learns from one.
     """
 
     def __init__(
@@ -62,13 +76,15 @@ class RestoredField:
         autocast: bool = False,
         planes: Tensor | None = None,
         front: float = 1.0,
+        mirrored: bool = True,
     ) -> None:
         geometry = head.geometry
         shared, channels = head.appearance is geometry, geometry.depth * geometry.channels
         if phi.config.channels != (channels if shared else 2 * channels):
             raise ValueError(f"phi is for {phi.config.channels} channels, the head has planes of {channels}")
         with bf16_autocast(geometry.planes.device.type, autocast):
-            residual = phi(phi_input(head) if planes is None else planes).float()
+            planes = phi_input(head) if planes is None else planes
+            residual = residual_of(phi, planes, geometry) if mirrored else phi(planes).float()
         self.head, self.decoder = head, decoder or head.decoder
         self.half_extent, self.surface_density = head.half_extent, head.surface_density
         shape = to_channels_last(residual[:, :channels], geometry.depth)

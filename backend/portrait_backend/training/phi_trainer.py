@@ -67,7 +67,7 @@ class PhiLoss(nn.Module):
         self, head: Head, rays: dict[str, Tensor], guide: Guide | None, angles: tuple[float, float], level: float
     ) -> dict[str, Tensor]:
         """Return the loss terms; guide None: the diffusion prior is not asked. level: how far its noise is annealed, in [0, 1]."""
-        restored = RestoredField(head, self.phi, autocast=True, planes=rays.get("planes"))
+        restored = RestoredField(head, self.phi, autocast=True, planes=rays.get("planes"), mirrored=False)
         device = head.geometry.planes.device
         with torch.autocast(device.type, enabled=False):  # rays need exact positions
             grid = head.density_grid(GRID)
