@@ -71,5 +71,7 @@ class Collar:
 
     def hides(self, points: Tensor) -> Tensor:
         """Return how surely the photo shows clothes, not the head, at points (N, 3) of the head's surface: (N,) in [0, 1]."""
+        if not bool(self.clothes.any()):
+            return points.new_zeros(len(points))
         seen = InPhoto.of(self.portrait, points)
         return seen.values(self.clothes.float()) * above_jaw(self.portrait, points)
