@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from portrait_backend.portrait.head_pose import load_landmark_model
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.cameras import Camera
 from portrait_backend.radiance.head import Head
@@ -27,4 +29,22 @@ def portrait_of(head: Head, size: int = 128, azimuth: float = 0.0) -> Portrait:
         roll=0.0,
         source="drawn",
         sha256="",
+    )
+
+
+def sitter(rgb: Tensor, matte: Tensor) -> Portrait:
+    """Return the photo (512, 512, 3) with its matte (512, 512) of a sitter with the mean face, who looks into the camera."""
+    camera = Camera.orbit(0, 0, 512)
+    return Portrait(
+        image=rgb,
+        rgba=torch.cat([rgb, matte[..., None]], -1),
+        valid=torch.ones(512, 512),
+        landmarks=camera.project(load_landmark_model().mean.float())[0],
+        camera=camera,
+        coefficients=torch.zeros(25),
+        yaw=0.0,
+        pitch=0.0,
+        roll=0.0,
+        source="drawn",
+        sha256="0" * 64,
     )

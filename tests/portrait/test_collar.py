@@ -11,6 +11,7 @@ from portrait_backend.portrait.head_pose import load_landmark_model
 from portrait_backend.portrait.parts import hair_pixels
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.radiance.cameras import Camera
+from tests.drawn_portraits import sitter as drawn_sitter
 
 SKIN, SHIRT, HAIR = torch.tensor([0.8, 0.55, 0.42]), torch.tensor([0.15, 0.2, 0.5]), torch.tensor([0.2, 0.12, 0.08])
 
@@ -27,20 +28,7 @@ def sitter(collar: torch.Tensor = SHIRT) -> Portrait:
     rgb[shirt] = SHIRT
     rgb[standing & ~head] = collar
     matte = (head | neck | shirt | standing).float()
-    landmarks = Camera.orbit(0, 0, 512).project(load_landmark_model().mean.float())[0]
-    return Portrait(
-        image=rgb,
-        rgba=torch.cat([rgb, matte[..., None]], -1),
-        valid=torch.ones(512, 512),
-        landmarks=landmarks,
-        camera=Camera.orbit(0, 0, 512),
-        coefficients=torch.zeros(25),
-        yaw=0.0,
-        pitch=0.0,
-        roll=0.0,
-        source="drawn",
-        sha256="0" * 64,
-    )
+    return drawn_sitter(rgb, matte)
 
 
 def test_a_shirt_is_clothes_and_a_neck_in_shadow_is_skin() -> None:

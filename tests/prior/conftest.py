@@ -6,13 +6,7 @@ import pytest
 import torch
 
 from portrait_backend.portrait.types import Portrait
-from portrait_backend.radiance.cameras import Camera
-
-
-def face_landmarks() -> torch.Tensor:
-    from portrait_backend.portrait.head_pose import load_landmark_model
-
-    return Camera.orbit(0, 0, 512).project(load_landmark_model().mean.float())[0]
+from tests.drawn_portraits import sitter
 
 
 @pytest.fixture(scope="session")
@@ -24,16 +18,4 @@ def portrait() -> Portrait:
     matte = torch.maximum(head, neck.float())
     colour = torch.tensor([0.8, 0.6, 0.5]).expand(512, 512, 3).clone()
     colour[:180] = torch.tensor([0.3, 0.1, 0.05])
-    return Portrait(
-        image=colour,
-        rgba=torch.cat([colour, matte[..., None]], -1),
-        valid=torch.ones(512, 512),
-        landmarks=face_landmarks(),
-        camera=Camera.orbit(0, 0, 512),
-        coefficients=torch.zeros(25),
-        yaw=0.0,
-        pitch=0.0,
-        roll=0.0,
-        source="drawn",
-        sha256="0" * 64,
-    )
+    return sitter(colour, matte)

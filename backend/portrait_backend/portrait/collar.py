@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from portrait_backend.portrait.head_pose import load_landmark_model
-from portrait_backend.portrait.parts import at_skin_spots, body_pixels, hair_pixels, joined
+from portrait_backend.portrait.parts import LUMINANCE, at_skin_spots, body_pixels, hair_pixels, joined
 from portrait_backend.portrait.regions import InPhoto, face_outline
 from portrait_backend.portrait.types import Portrait
 
@@ -20,8 +20,8 @@ CHIN, JAW_ANGLES, MOUTH = 152, (172, 397), 13
 """Face-mesh indices: the chin's lowest point, the jaw where it turns up to the ear, the middle of the upper lip."""
 HUE_SHARE, HUE_RANGE = 0.5, (0.15, 0.3)
 """Distance of hues from which something is not skin: a share of skin's own distance from grey, within this range."""
-LUMINANCE, DARK, BLUR = (0.299, 0.587, 0.114), 0.02, 5
-"""Weights of the channels; brightness below which there is no hue; pixels over which noise is averaged."""
+DARK, BLUR = 0.02, 5
+"""Brightness below which there is no hue; pixels over which noise is averaged."""
 RISE = (-0.075, -0.055)
 """Height over the jaw's plane (head units) over which neck turns into head: below the plane is the jaw's own underside."""
 BEHIND = -0.1

@@ -21,6 +21,8 @@ LIGHTNESS_WEIGHT = 0.5
 """Of lightness against chroma (Lab) in the likeness to skin: light falls off over a face, its hue stays."""
 SKIN_LIKE, LEAST_SHARE = 14.0, 0.2
 """Lab distance to the skin within which a pixel that hangs together with the face is bare skin, unless less than this share is left."""
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in brightness."""
 DISC = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))
 
 

@@ -15,6 +15,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from portrait_backend.painting.surface import smoothstep
 from portrait_backend.portrait.parts import hair_pixels
 from portrait_backend.portrait.regions import InPhoto, face_share
 from portrait_backend.portrait.types import Portrait
@@ -66,8 +67,7 @@ def clean_occupancy(head: RadianceField, portrait: Portrait, grid: DensityGrid |
     fine = ndimage.gaussian_filter(share, FACE_SMOOTHING, mode="nearest")
     below = y.numpy() < BELOW
     broad = ndimage.gaussian_filter(share, BODY_SMOOTHING, mode="nearest")
-    t = np.clip((BODY[0] - y.numpy()) / (BODY[0] - BODY[1]), 0, 1)
-    smooth = smooth + t * t * (3 - 2 * t) * (broad - smooth)
+    smooth = smooth + smoothstep(y, *BODY).numpy() * (broad - smooth)
     share = np.where(empty, 0, smooth + np.maximum(face, ears) * (fine - smooth))
     solid = share > 0.5
     clean = _decided(solid, face > 0.5, ears > 0.5, below)

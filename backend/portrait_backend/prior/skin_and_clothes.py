@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from portrait_backend.painting.surface import smoothstep
+from portrait_backend.portrait.parts import LUMINANCE
 from portrait_backend.prior.hair_colour import SHORT_HAIR, share_above
 
-LUMINANCE = (0.299, 0.587, 0.114)
 DARK = 0.02
 """Brightness below which black hair tells no shade."""
 ALIKE = 0.15

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from portrait_backend.painting.surface import SurfacePoints, smoothstep
 from portrait_backend.portrait.collar import above_jaw
-from portrait_backend.portrait.parts import body_pixels, hair_pixels
+from portrait_backend.portrait.parts import LUMINANCE, body_pixels, hair_pixels
 from portrait_backend.portrait.regions import InPhoto, face_outline
 from portrait_backend.portrait.types import Portrait
 from portrait_backend.prior.hair_colour import (
@@ -34,7 +34,6 @@ from portrait_backend.prior.skin_and_clothes import (
     BODY_LIGHT,
     DARK,
     LEAST,
-    LUMINANCE,
     SKIN_DOUBT,
     Kinds,
     above_collar,
