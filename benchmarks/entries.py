@@ -151,7 +151,7 @@ def marching_cubes(head: Head, scale: Scale) -> list[Row]:
         slices = []
         for x in axis:
             points = torch.cartesian_prod(x[None], axis, axis)
-            slices.append(compress_density(head.density(points), head.surface_density).view(n + 1, n + 1))
+            slices.append(compress_density(head.density(points), head.surface_density, head.mesh_level).view(n + 1, n + 1))
         return torch.stack(slices)
 
     ours = partial(sample_lattice, head, n, cpu_context())

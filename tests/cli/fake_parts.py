@@ -33,7 +33,7 @@ class StandIn(ModuleType):
 class BallHead:
     """A solid ball, red on the subject's left (+x) and blue on the right; rendered by ray-sphere intersection."""
 
-    half_extent, surface_density = 0.5, 125.0
+    half_extent, surface_density, mesh_level = 0.5, 125.0, 0.0
     meta: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
     def __init__(self, noise: float = 0.0) -> None:

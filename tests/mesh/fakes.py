@@ -20,6 +20,7 @@ class SphereField:
 
     half_extent = 0.5
     surface_density = SATURATION / 2
+    mesh_level = 0.0
 
     def __init__(self, radius: float = 0.3, steepness: float = 200.0, centre: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> None:
         self.radius, self.steepness, self.centre = radius, steepness, torch.tensor(centre)

@@ -29,6 +29,14 @@ def test_sphere_volume_area_and_position(steepness: float, cells: float) -> None
     assert np.abs(np.linalg.norm(vertices, axis=1) - 0.3).max() < cells / 64
 
 
+def test_the_field_says_at_which_level_it_is_cut() -> None:
+    """Log-odds of -1 lie 1 / 60 farther out where they fall by 60 a unit."""
+    field = SphereField(0.3, 60.0)
+    field.mesh_level = -1.0
+    vertices, _ = extract_mesh(field, 64, cpu_context())
+    assert np.linalg.norm(vertices, axis=1) == pytest.approx(0.3 + 1 / 60, abs=0.001)
+
+
 def test_volume_smaller_than_the_coarse_cells_apart_is_followed_along_the_surface() -> None:
     """A thin bar that the coarse lattice misses hangs on a ball that it sees."""
 

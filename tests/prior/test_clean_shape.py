@@ -71,6 +71,22 @@ def test_clothes_have_no_bulbs(portrait: Portrait) -> None:
     assert abs(stands_off(-0.3)) < 0.02, "the body itself stays"
 
 
+class Bust(Lump):
+    """Shoulders that slope down to where the box cuts them, like a wedge."""
+
+    def density(self, points: Tensor) -> Tensor:
+        return 250.0 * ((points[:, 1] < -0.34 - 0.3 * points[:, 0].abs()) & (points[:, 2].abs() < 0.15))
+
+
+def test_shoulders_go_on_to_the_edge_of_the_box(portrait: Portrait) -> None:
+    everything = torch.ones(512, 512)
+    photo = replace(portrait, rgba=torch.cat([portrait.rgba[..., :3], everything[..., None]], -1), valid=torch.zeros(512, 512))
+    kept = clean_occupancy(cast(RadianceField, Bust()), photo)[RESOLUTION // 2] > 0.5
+    width = kept[0].nonzero()[:, 0]
+    assert float(width.max() - width.min() + 1) / RESOLUTION > 0.93, "at the floor"
+    assert (float(kept[:, RESOLUTION // 2].sum()) / RESOLUTION) == pytest.approx(0.16, abs=0.02), "in the middle"
+
+
 def test_ears_under_hair_are_none() -> None:
     axis = ((torch.arange(64) + 0.5) / 64 * 2 - 1) * 0.5
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")

@@ -17,10 +17,10 @@ from portrait_backend.radiance.cameras import Camera, mirror_cameras
 from portrait_backend.training.augment import apply_appearance, degrade_input, draw_appearance
 from portrait_backend.training.head_dataset import HeadDataset, load_heads, mirror_landmarks
 from portrait_backend.training.prior_loss import LossWeights, Sampler, colour_error, inside
-from portrait_backend.training.prior_trainer import export_prior, start_from, train_prior
+from portrait_backend.training.prior_trainer import PriorRecipe, export_prior, start_from, train_prior
 from portrait_backend.training.proxy_surface import fit_proxy, surface_points
 from portrait_backend.training.synthetic import EVALUATION_VIEWS, view_plan
-from portrait_backend.training.trainer import TrainOptions
+from portrait_backend.training.trainer import TrainOptions, train
 from tests.training.sphere_data import RADIUS, SIZE, write_spheres
 
 
@@ -149,6 +149,16 @@ def test_view_plans_cover_the_head_and_the_table() -> None:
     azimuths = sorted(a % 360 for a, _ in training[2:])
     assert max(np.diff([*azimuths, azimuths[0] + 360])) < 100
     assert view_plan(np.random.default_rng(0), evaluation=True)[1:7] == EVALUATION_VIEWS
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_decoder_that_is_kept_stays_while_the_rest_learns(folder: Path, tmp_path: Path) -> None:
+    recipe = PriorRecipe(options := TrainOptions(data=folder, out=tmp_path, steps=1, batch=2), keep_decoder=True)
+    before = {name: value.clone() for name, value in recipe.network.state_dict().items()}
+    train(recipe, options)
+    changed = {name.split(".")[0] for name, value in recipe.network.state_dict().items() if not torch.equal(value, before[name])}
+    assert "decoder" not in changed and {"encoder", "mean_planes", "palette"} <= changed
 
 
 @pytest.mark.slow

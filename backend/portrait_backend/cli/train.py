@@ -72,13 +72,16 @@ def dataset(
 def prior(
     options: TrainOptions,
     start_from: Annotated[Path | None, typer.Option("--start-from", metavar="FILE", help="Begin with these prior.safetensors.")] = None,
+    keep_decoder: Annotated[
+        bool, typer.Option("--keep-decoder", help="Leave the decoder as it is: phi and the super-resolution still fit the new prior.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Train the starter prior, or a larger one of its kind; run it again with the same --out to resume."""
     with training_parts():
         from portrait_backend.training.prior_trainer import train_prior
 
-        checkpoint = train_prior(options, start_from)
+        checkpoint = train_prior(options, start_from, keep_decoder)
     typer.echo(f"checkpoint: {checkpoint}")
 
 

@@ -1,7 +1,7 @@
 """Evaluate a field's density on a fine lattice, but only near the surface that a coarse lattice finds.
 
-The lattice holds the compressed density u = logit(density / saturation), clipped to +-CLIP: 0 at the
-surface, positive inside, close to a signed distance where the density is a steep sigmoid.
+The lattice holds the compressed density u = logit(density / saturation) - level, clipped to +-CLIP: 0 at the
+mesh's surface, positive inside, close to a signed distance where the density is a steep sigmoid.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ MAX_ROUNDS = 12
 """Times the refined region may grow along a surface that the coarse lattice missed."""
 
 
-def compress_density(density: Tensor, surface_density: float) -> Tensor:
-    """Return logit(density / (2 surface_density)) clipped to +-CLIP, 0 at the surface; same shape."""
+def compress_density(density: Tensor, surface_density: float, level: float = 0.0) -> Tensor:
+    """Return logit(density / (2 surface_density)) - level clipped to +-CLIP, 0 where the mesh is cut; same shape."""
     share = density / (2 * surface_density)
-    return torch.logit(share.clamp(1e-6, 1 - 1e-6)).clamp(-CLIP, CLIP)
+    return (torch.logit(share.clamp(1e-6, 1 - 1e-6)) - level).clamp(-CLIP, CLIP)
 
 
 @torch.no_grad()
@@ -101,5 +101,5 @@ def _evaluate(field: Field, points: Tensor, context: Context) -> Tensor:
     for start in range(0, len(points), POINTS_PER_CHUNK):
         context.report(start, len(points))
         chunk = points[start : start + POINTS_PER_CHUNK].to(context.device)
-        values.append(compress_density(field.density(chunk).float(), field.surface_density).cpu())
+        values.append(compress_density(field.density(chunk).float(), field.surface_density, field.mesh_level).cpu())
     return torch.cat(values)

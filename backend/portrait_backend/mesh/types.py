@@ -25,6 +25,10 @@ class Field(Protocol):
     def surface_density(self) -> float:
         """Density per head unit at the surface; a solid is about twice as dense."""
 
+    @property
+    def mesh_level(self) -> float:
+        """Log-odds of the density, in densities of a solid, where the mesh is cut: 0 at `surface_density`, below 0 farther out."""
+
     def density(self, points: Tensor) -> Tensor:
         """Density (N,) per head unit at points (N, 3)."""
 

@@ -67,6 +67,7 @@ def clean_occupancy(head: RadianceField, portrait: Portrait, grid: DensityGrid |
     fine = ndimage.gaussian_filter(share, FACE_SMOOTHING, mode="nearest")
     below = y.numpy() < BELOW
     broad = ndimage.gaussian_filter(share, BODY_SMOOTHING, mode="nearest")
+    broad = 2 * broad - ndimage.gaussian_filter(broad, BODY_SMOOTHING, mode="nearest")  # as far out as before: no shoulder is lost
     smooth = smooth + smoothstep(y, *BODY).numpy() * (broad - smooth)
     share = np.where(empty, 0, smooth + np.maximum(face, ears) * (fine - smooth))
     solid = share > 0.5
@@ -132,7 +133,7 @@ def _decided(solid: Mask, face: Mask, ears: Mask, below: Mask) -> Mask:
 
     Face and ears keep what is thin, ears also the gap behind them.
     """
-    on_head, on_body = (dilated(eroded(solid, _ball(radius)), _ball(radius)) for radius in (THIN, THIN_BELOW))
+    on_head, on_body = (_opened(solid, radius) for radius in (THIN, THIN_BELOW))
     opened = np.where(below, on_body, on_head) | (solid & (face | ears))
     if not opened.any():
         return solid
@@ -146,6 +147,12 @@ def largest_piece(cells: Mask) -> Mask:
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     return np.asarray(cells & (labels == sizes.argmax()))
+
+
+def _opened(solid: Mask, radius: int) -> Mask:
+    """Return the solid (n, n, n) without what is thinner than a ball; where the box cuts it, it goes on."""
+    padded = np.pad(solid, 2 * radius, mode="edge")
+    return dilated(eroded(padded, _ball(radius)), _ball(radius))[(slice(2 * radius, -2 * radius),) * 3]
 
 
 def _closed(solid: Mask) -> Mask:

@@ -36,7 +36,7 @@ class TextureField:
 
     def __init__(self, head: Head, details: tuple[Detail, ...], relief: EarRelief | None = None) -> None:
         self.head, self.details, self.relief = head, details, relief
-        self.half_extent, self.surface_density = head.half_extent, head.surface_density
+        self.half_extent, self.surface_density, self.mesh_level = head.half_extent, head.surface_density, head.mesh_level
 
     def density(self, points: Tensor) -> Tensor:
         """The head's density (N,) per head unit at points (N, 3)."""

@@ -21,7 +21,8 @@ class DensityActivation:
 
     kind "occupancy": scale * sigmoid(gain * x + bias). The raw x is a calibrated occupancy logit;
     gain and bias sharpen it, so that a 10 % chance of matter does not render as haze.
-    kind "softplus": softplus(x + bias), EG3D's, times `per_unit`, its units per head unit. `surface` is the level set that meshes use.
+    kind "softplus": softplus(x + bias), EG3D's, times `per_unit`, its units per head unit. `surface` is the density on the surface; meshes
+    lie where log(density / (2 surface - density)) is `mesh_level`: where the density rises slowly, rays are stopped before it.
     """
 
     kind: str = "occupancy"
@@ -30,6 +31,7 @@ class DensityActivation:
     bias: float = -1.5
     surface: float = 125.0
     per_unit: float = 1.0
+    mesh_level: float = 0.0
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the density of raw decoder outputs."""

@@ -141,6 +141,11 @@ class Head:
         """Density at the surface, per head unit."""
         return self.activation.surface
 
+    @property
+    def mesh_level(self) -> float:
+        """Where meshes are cut (`DensityActivation`)."""
+        return self.activation.mesh_level
+
     def inside(self, points: Tensor) -> Tensor:
         """Whether points (N, 3) lie where there may be density (N,)."""
         box = self.geometry

@@ -27,9 +27,12 @@ WEIGHT_DECAY = 0.02
 
 
 class PriorRecipe:
-    """Random inputs of all identities; the sampler draws inside the loss, which knows what it needs."""
+    """Random inputs of all identities; the sampler draws inside the loss, which knows what it needs.
 
-    def __init__(self, options: TrainOptions, start: Path | None = None) -> None:
+    start: weights to go on from; keep_decoder: the decoder stays as it is, so that networks that read its planes (phi, psi_SR) still fit.
+    """
+
+    def __init__(self, options: TrainOptions, start: Path | None = None, keep_decoder: bool = False) -> None:
         torch.manual_seed(options.seed)
         options.out.mkdir(parents=True, exist_ok=True)  # the cache goes there
         self.data = load_heads(options.data, options.limit, options.seed, cache=options.out / "heads.pt", mirror=True)
@@ -39,12 +42,13 @@ class PriorRecipe:
             print(f"from {start}, newly initialised: {', '.join(start_from(self.network, start)) or 'nothing'}")
         if not (options.out / "checkpoint.pt").exists():
             print(f"proxy surface error {fit_proxy(self.data, self.network.proxy):.4f} units")
+        self.network.decoder.requires_grad_(not keep_decoder)
         self.network.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.module = PriorLoss(self.network, LossWeights(), TRAINED)
 
     def groups(self) -> list[dict[str, Any]]:
         """What lies on the planes themselves learns four times as fast and without weight decay."""
-        rest = [p for name, p in self.network.named_parameters() if name not in ("mean_planes", "palette.spread")]
+        rest = [p for name, p in self.network.named_parameters() if p.requires_grad and name not in ("mean_planes", "palette.spread")]
         planes = [self.network.mean_planes, self.network.palette.spread]
         return [{"params": rest, "weight_decay": WEIGHT_DECAY}, {"params": planes, "scale": 4.0, "weight_decay": 0.0}]
 
@@ -71,9 +75,9 @@ def start_from(network: PriorNetwork, path: Path) -> list[str]:
     return sorted(own.keys() - fitting.keys())
 
 
-def train_prior(options: TrainOptions, start: Path | None = None) -> Path:
-    """Train (or resume) the prior, from the fitting weights of `start` where it is given; returns the checkpoint's path."""
-    return train(PriorRecipe(options, start), options)
+def train_prior(options: TrainOptions, start: Path | None = None, keep_decoder: bool = False) -> Path:
+    """Train (or resume) the prior (`PriorRecipe`); returns the checkpoint's path."""
+    return train(PriorRecipe(options, start, keep_decoder), options)
 
 
 def export_prior(checkpoint: Path, out: Path, **facts: str) -> None:
