@@ -56,6 +56,15 @@ def test_hair_goes_on_over_a_gap_that_the_matte_has_filled() -> None:
     assert close_gaps(image, head.astype(float), image, shine, background, face) is image
 
 
+def test_a_gap_deep_in_hair_is_closed_by_hair_alone() -> None:
+    """90 px from the background; thin hair in its middle, which the matte doesn't count as solid, shows what is behind it as well."""
+    head, gap, thin = disc(160, 160, 140), disc(215, 160, 10), disc(215, 160, 4)
+    image = np.where((head & ~gap)[..., None], textured((0.2, 0.12, 0.1)), textured((0.3, 0.8, 0.3))).clip(0, 1)
+    alpha = np.where(thin, 0.4, head)
+    closed = close_gaps(image, alpha, image, gap & ~thin, ~disc(160, 160, 145), disc(110, 160, 30))
+    assert np.abs(closed[gap] - (0.2, 0.12, 0.1)).max() < 0.12
+
+
 def test_a_stripe_of_a_colour_that_the_background_does_not_have_is_no_gap() -> None:
     """Half way to the background's colour or nearer, and not beside the face."""
     head, face, far, near = disc(160, 160, 100), disc(160, 160, 40), disc(235, 160, 4), disc(207, 160, 3)

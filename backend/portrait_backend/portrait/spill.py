@@ -16,6 +16,8 @@ REACH = 30
 """Spill is looked for up to this many px (of 512) inside the silhouette, and fades out to there."""
 SPREAD = 24.0
 """Standard deviation in px of the windows that give the local interior and background colour."""
+FAR = 3.0
+"""How many times as wide the windows are that give the background's colour in gaps, which may lie deep in hair."""
 COARSE = 4
 """Pixels a side that are one when those windows are drawn."""
 MIN_SEPARATION = 10.0
@@ -28,6 +30,8 @@ FEWEST, TOLERANCE = 200, 3.0
 """Pixels of hair that tell its colour; chroma (Lab units) that hair may have beyond its median in the background's hue."""
 MIXED = 5
 """Width in px of the disc that widens gaps: what borders on them is mixed with them."""
+SITTER, AROUND = 0.9, 31
+"""Alpha below which a pixel doesn't tell what goes on into a gap; width in px of the square around gaps in which they are filled as well."""
 
 
 def remove_spill(
@@ -65,7 +69,7 @@ def close_gaps(
     chroma = _lab(image)[..., 1:]
     depth = cv2.distanceTransform((alpha > 0.5).astype(np.uint8), cv2.DIST_L2, 5)
     interior, has_interior = _local_mean(chroma, (depth > REACH / 2) & ~face & ~gaps)
-    behind, has_background = _local_mean(chroma, background)
+    behind, has_background = _local_mean(chroma, background, FAR * SPREAD)
     to_interior, to_background = (np.linalg.norm(chroma - mean, axis=-1) for mean in (interior, behind))
     beside_face = cv2.dilate(face.astype(np.uint8), np.ones((BESIDE_FACE, BESIDE_FACE), np.uint8)).astype(bool)
     gaps = gaps & ~beside_face & has_interior & has_background & (to_interior > np.maximum(GAP_CHROMA, 2 * to_background))
@@ -73,6 +77,7 @@ def close_gaps(
         return foreground
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (MIXED, MIXED))
     mixed = cv2.dilate(gaps.astype(np.uint8), disc).astype(bool) & ~face
+    mixed |= (alpha < SITTER) & cv2.dilate(mixed.astype(np.uint8), np.ones((AROUND, AROUND), np.uint8)).astype(bool) & ~face
     filled = cv2.inpaint((foreground * 255).round().astype(np.uint8), mixed.astype(np.uint8), MIXED, cv2.INPAINT_TELEA)
     return np.where(mixed[..., None], filled / 255.0, foreground)
 
@@ -102,9 +107,11 @@ def _lab(image: Array) -> NDArray[np.float32]:
     return np.asarray(cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2LAB))
 
 
-def _local_mean(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _local_mean(
+    values: NDArray[np.float32], mask: NDArray[np.bool_], spread: float = SPREAD
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Gaussian mean of values (H, W, 2) over mask (H, W), drawn on a coarse lattice, and where there is any of it near."""
     weighted = np.dstack([values * mask[..., None], mask]).astype(np.float32)
     coarse = cv2.resize(weighted, None, fx=1 / COARSE, fy=1 / COARSE, interpolation=cv2.INTER_AREA)
-    total = cv2.resize(cv2.GaussianBlur(coarse, (0, 0), SPREAD / COARSE), mask.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    total = cv2.resize(cv2.GaussianBlur(coarse, (0, 0), spread / COARSE), mask.shape[::-1], interpolation=cv2.INTER_LINEAR)
     return total[..., :2] / np.maximum(total[..., 2:], 1e-6), total[..., 2] > 1e-3
