@@ -31,7 +31,7 @@ FEWEST, TOLERANCE = 200, 3.0
 MIXED = 5
 """Width in px of the disc that widens gaps: what borders on them is mixed with them."""
 SITTER, AROUND = 0.9, 31
-"""Alpha below which a pixel doesn't tell what goes on into a gap; width in px of the square around gaps in which they are filled as well."""
+"""Alpha below which a pixel doesn't tell what goes on into a gap; width in px of the square around gaps in which such are filled, too."""
 
 
 def remove_spill(
