@@ -41,8 +41,8 @@ SHARPEN = 3.0
 LOCK, THICK, FARTHEST = 1.2, 0.012, 0.15
 """Distance from the solid up to which a missing pixel is filled: in distances from its silhouette, what is added to that, and at most
 (head units)."""
-HARDLY = 0.03
-"""The same of clothes and neck (head units)."""
+HARDLY, SHOULDERS = 0.03, 0.1
+"""The same of clothes and neck, after and before they are smoothed (head units)."""
 TWO_CELLS: Mask = ndimage.iterate_structure(ndimage.generate_binary_structure(3, 1), 2)
 """What lies within two steps from cell to cell."""
 DECIDED = 1.5
@@ -65,14 +65,16 @@ def clean_occupancy(head: RadianceField, portrait: Portrait, grid: DensityGrid |
     ears = bare_ears(points, share > 0.5)
     smooth = ndimage.gaussian_filter(share, SMOOTHING, mode="nearest")
     fine = ndimage.gaussian_filter(share, FACE_SMOOTHING, mode="nearest")
-    below = y.numpy() < BELOW
-    broad = ndimage.gaussian_filter(share, BODY_SMOOTHING, mode="nearest")
+    below, cell = y.numpy() < BELOW, 2 * head.half_extent / RESOLUTION
+    bare, cloth = (face > 0) & below, below & ~on_hair
+    wide = np.where(grown(share > 0.5, portrait, points, cell, bare, cloth, SHOULDERS) & cloth, 1, share)
+    broad = ndimage.gaussian_filter(wide, BODY_SMOOTHING, mode="nearest")
     broad = 2 * broad - ndimage.gaussian_filter(broad, BODY_SMOOTHING, mode="nearest")  # as far out as before: no shoulder is lost
     smooth = smooth + smoothstep(y, *BODY).numpy() * (broad - smooth)
     share = np.where(empty, 0, smooth + np.maximum(face, ears) * (fine - smooth))
     solid = share > 0.5
     clean = _decided(solid, face > 0.5, ears > 0.5, below)
-    clean |= grown(clean, portrait, points, 2 * head.half_extent / RESOLUTION, (face > 0) & below, below & ~on_hair)
+    clean |= grown(clean, portrait, points, cell, bare, cloth)
     clean |= _closed(clean) & ~(ears > 0.5) & ~below  # hair that was grown hangs together with the head
     odds = SHARPEN * np.log(np.clip(share, 1e-3, 1 - 1e-3) / np.clip(1 - share, 1e-3, 1 - 1e-3))
     inside, outside = eroded(clean, TWO_CELLS, outside=True), ~dilated(clean, TWO_CELLS)
@@ -88,12 +90,20 @@ def shown_empty(portrait: Portrait, seen: InPhoto) -> Tensor:
     return seen.within(nothing[0, 0])
 
 
-def grown(solid: Mask, portrait: Portrait, points: Tensor, cell: float, bare: Mask | None = None, cloth: Mask | None = None) -> Mask:
+def grown(
+    solid: Mask,
+    portrait: Portrait,
+    points: Tensor,
+    cell: float,
+    bare: Mask | None = None,
+    cloth: Mask | None = None,
+    hardly: float = HARDLY,
+) -> Mask:
     """Return the cells (n, n, n), centred at points (n^3, 3), that fill the photo's matte where the solid's silhouette doesn't.
 
     A pixel at a distance from the silhouette is filled by what is hardly farther from the solid itself: hair that stands off
     the head becomes a lock there, not a wall along the line of sight. bare (n, n, n): where nothing grows from, a jaw beside a collar;
-    cloth (n, n, n): what grows by `HARDLY` only, shoulders and collars, of which bulbs would come.
+    cloth (n, n, n): what grows by `hardly` only, shoulders and collars, of which bulbs would come.
     """
     size = len(solid)
     camera = portrait.camera.resized(size)
@@ -112,7 +122,7 @@ def grown(solid: Mask, portrait: Portrait, points: Tensor, cell: float, bare: Ma
     source = solid if bare is None else solid & ~bare
     cloth = np.zeros_like(solid) if cloth is None else cloth & source
     near = distance_at(source & ~cloth, asked, float(reach[asked].max(initial=0)) / cell) * cell <= reach
-    return asked & (near | (distance_at(cloth, asked & ~near, HARDLY / cell) * cell <= np.minimum(reach, HARDLY)))
+    return asked & (near | (distance_at(cloth, asked & ~near, hardly / cell) * cell <= np.minimum(reach, hardly)))
 
 
 def distance_at(solid: Mask, asked: Mask, farthest: float) -> Array:
