@@ -9,7 +9,10 @@ import math
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 MAX_OVERSAMPLING = 8
 SHARP, PADDED, ZERO = cv2.INTER_CUBIC, cv2.BORDER_REPLICATE, cv2.BORDER_CONSTANT
@@ -47,3 +50,16 @@ def sample(
         out = cv2.resize(out.astype(np.float32) if size * factor <= 2048 else out, (size, size), interpolation=cv2.INTER_AREA)
     result: NDArray[np.float32] = out.astype(np.float32)
     return result
+
+
+def sample_straight(rgba: Tensor, similarity: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Sample a straight rgba image (H, W, 4) at the crop (size, size) of a similarity (2, 3) on normalised (u, v, 1): linear, empty beyond.
+
+    Returns straight rgba (size, size, 4) and which of its pixels lie in the image, (size, size) bool.
+    """
+    pixels = rgba.permute(2, 0, 1)[None]
+    premultiplied = torch.cat([pixels[:, :3] * pixels[:, 3:], pixels[:, 3:]], 1)
+    grid = F.affine_grid(similarity[None], [1, 4, size, size], align_corners=False)
+    crop = F.grid_sample(premultiplied, grid, align_corners=False)[0].permute(1, 2, 0)
+    matte = crop[..., 3:]
+    return torch.cat([(crop[..., :3] / matte.clamp_min(1e-3)).clamp(0, 1), matte], -1), (grid[0].abs() <= 1).all(-1)

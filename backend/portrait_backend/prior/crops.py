@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from portrait_backend.portrait.crop import sample_straight
 from portrait_backend.radiance.cameras import focal_pixels
 
 CROPS = ((1.0, 0.0), (1.08, 0.0), (0.92, 0.0), (1.0, 0.06), (1.0, -0.06))
@@ -23,12 +22,8 @@ def cropped(rgba: Tensor, pose: Tensor, extent: float, below: float) -> tuple[Te
     """
     if extent == 1 and below == 0:
         return rgba, pose
-    premultiplied = torch.cat([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], -1).permute(2, 0, 1)[None]
-    theta = torch.tensor([[[extent, 0, 0], [0, extent, below]]], dtype=rgba.dtype, device=rgba.device)
-    grid = F.affine_grid(theta, list(premultiplied.shape), align_corners=False)
-    crop = F.grid_sample(premultiplied, grid, align_corners=False)[0].permute(1, 2, 0)
-    matte = crop[..., 3:]
+    crop, _ = sample_straight(rgba, rgba.new_tensor([[extent, 0, 0], [0, extent, below]]), len(rgba))
     moved = pose.clone()
     moved[1, 3] -= below * pose[2, 3] / (2 * focal_pixels(1))
     moved[2, 3] *= extent
-    return torch.cat([(crop[..., :3] / matte.clamp_min(1e-3)).clamp(0, 1), matte], -1), moved
+    return crop, moved
